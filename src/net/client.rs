@@ -1,0 +1,29 @@
+//! The HTTP client every mode uses to speak to another.
+use std::sync::Once;
+use std::time::Duration;
+
+/// Makes ring the process's TLS provider; harmless to call again.
+pub fn install_tls() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        // An error means that a provider is there already, which is what is wanted.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+/// A pooled client whose whole exchanges take at most `timeout`.
+///
+/// It follows no proxy settings: its peers are named by the operator.
+pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
+    builder().timeout(timeout).build()
+}
+
+/// What every client here has in common; callers add their own time-outs.
+#[must_use]
+pub fn builder() -> reqwest::ClientBuilder {
+    install_tls();
+    reqwest::Client::builder()
+        .user_agent(concat!("elastic/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(Duration::from_secs(2))
+        .tcp_nodelay(true)
+}

@@ -1,0 +1,11 @@
+//! What every mode's HTTP side shares: listening, wire types, errors, the client, metrics, logging, shutdown.
+//!
+//! **Invariant**: nothing here knows a mode.
+pub mod client;
+pub mod clock;
+pub mod error;
+pub mod metrics;
+pub mod serve;
+pub mod shutdown;
+pub mod telemetry;
+pub mod wire;

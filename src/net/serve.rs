@@ -1,0 +1,207 @@
+//! A bounded HTTP/1.1 server: takes a bound listener, a router and a shutdown.
+//!
+//! **Invariant**: at most `connections_max` connections are open, and none may take longer than
+//! `header_timeout` to send a request's head. Bodies are the handlers' business ([`read_body`]).
+use crate::net::error::ApiError;
+use crate::net::shutdown::Shutdown;
+use anyhow::Context as _;
+use axum::Router;
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// Limits on the connections of one listener.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Limits {
+    /// Connections open at once; further ones wait in the kernel's queue
+    #[arg(long, env = "ELASTIC_CONNECTIONS_MAX", default_value_t = 4096, value_name = "N")]
+    pub connections_max: u32,
+    /// Longest time a client may take to send a request's head (also closes idle connections)
+    #[arg(long, env = "ELASTIC_HEADER_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
+    pub header_timeout: Duration,
+    /// Longest time that answers under way may take once the mode was asked to stop
+    #[arg(long, env = "ELASTIC_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            header_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Parses a duration as people write it: `250ms`, `1.5s`, `2m`, `1h`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_end);
+    let unit_s = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("{text:?} is no duration: write a number and us, ms, s, m or h, as in 250ms")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("{text:?} does not start with a number"))?;
+    Duration::try_from_secs_f64(number * unit_s).map_err(|_| format!("{text:?} is too long"))
+}
+
+/// Binds `host:port`; port 0 takes a free one.
+pub async fn bind(host: &str, port: u16) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((host, port)).await.with_context(|| {
+        format!("cannot listen on {host}:{port}; is another process using the port? --port picks another")
+    })
+}
+
+/// The URL under which a listener can be reached from this machine.
+pub fn local_url(listener: &TcpListener) -> std::io::Result<String> {
+    let mut address = listener.local_addr()?;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Ok(format!("http://{address}"))
+}
+
+/// Serves `router` until `shutdown` drains, then finishes the answers under way within `drain_timeout`.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: Shutdown) {
+    let slots = Arc::new(Semaphore::new(limits.connections_max as usize));
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.drained() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        let (stream, slot) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: give the open connections time to end.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let mut server = hyper::server::conn::http1::Builder::new();
+        server.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+        let connection =
+            server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        let connection = graceful.watch(connection);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended early");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = tokio::time::sleep(limits.drain_timeout) => {
+            tracing::warn!(connections = connections.len(), "drain time-out: closing connections");
+        }
+        () = shutdown.aborted() => {}
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, slot))
+}
+
+/// Reads a whole body of at most `bytes_max`, which must arrive within `timeout`.
+///
+/// Answers 413 above the limit, 408 after the time-out and 400 when the client breaks off.
+pub async fn read_body(body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {bytes_max} bytes"))
+    };
+    // A stated length over the limit is refused before a byte of it is read.
+    if http_body::Body::size_hint(&body).lower() > bytes_max as u64 {
+        return Err(too_large());
+    }
+    let read = async {
+        let mut body = body;
+        let mut first: Option<Bytes> = None;
+        let mut rest = BytesMut::new();
+        let mut length = 0;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| ApiError::bad_request("the body broke off"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            length += data.len();
+            if length > bytes_max {
+                return Err(too_large());
+            }
+            // A body that arrives in one piece, the common case, is passed on without a copy.
+            match first.take() {
+                None if rest.is_empty() => first = Some(data),
+                None => rest.extend_from_slice(&data),
+                Some(held) => {
+                    rest.extend_from_slice(&held);
+                    rest.extend_from_slice(&data);
+                }
+            }
+        }
+        Ok(first.unwrap_or_else(|| rest.freeze()))
+    };
+    tokio::time::timeout(timeout, read).await.unwrap_or_else(|_| {
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, format!("the body took longer than {timeout:?}")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_people_write_them() {
+        for (text, expected_us) in
+            [("250ms", 250_000), ("1.5s", 1_500_000), ("2m", 120_000_000), ("1h", 3_600_000_000), ("7us", 7)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_micros(expected_us)), "{text}");
+        }
+        for text in ["", "5", "s", "-1s", "1.2.3s", "99999999999999999999h", "5 s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bodies_are_bounded_in_size_and_time() {
+        let whole = read_body(Body::from("four"), 4, Duration::from_secs(1)).await.unwrap();
+        assert_eq!(whole, "four");
+        let error = read_body(Body::from("five!"), 4, Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
+        let pieces = futures_util::stream::iter(["ab", "cd", "ef"].map(Ok::<_, std::io::Error>));
+        let joined = read_body(Body::from_stream(pieces), 6, Duration::from_secs(1)).await.unwrap();
+        assert_eq!(joined, "abcdef");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_times_out() {
+        let stalled = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+        let error = read_body(Body::from_stream(stalled), 4, Duration::from_secs(9)).await.unwrap_err();
+        assert_eq!(error.status, StatusCode::REQUEST_TIMEOUT);
+    }
+}

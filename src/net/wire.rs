@@ -1,0 +1,188 @@
+//! What the modes say to each other, as JSON. Field names carry their unit.
+use crate::model::Prediction;
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds a request has left when it is handed on.
+pub const DEADLINE_HEADER: &str = "x-elastic-deadline-ms";
+/// Where the time of a request went, on every answer: `queue;dur=…, decode;dur=…, infer;dur=…`.
+pub const SERVER_TIMING: &str = "server-timing";
+
+/// Answer to `POST /predict`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassifyAnswer {
+    /// The network that answered.
+    pub model: String,
+    /// Most probable classes, best first.
+    pub predictions: Vec<Prediction>,
+    /// Where the time went inside the replica.
+    pub timing_ms: TimingMs,
+}
+
+/// Where the time of one request went inside a replica, milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimingMs {
+    /// Waiting for a worker thread.
+    pub queue: f64,
+    /// Image bytes to the network's input.
+    pub decode: f64,
+    /// The network itself.
+    pub infer: f64,
+}
+
+/// How a request ended, as its client felt it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Answered (a 4xx for a bad image is an answer).
+    Ok,
+    /// Refused at once: too busy, or the deadline could not be met.
+    Shed,
+    /// No replica could answer.
+    Error,
+    /// The time-out passed first.
+    Timeout,
+    /// The client went away first.
+    Aborted,
+}
+
+impl Outcome {
+    /// Whether the request counts against the promise whatever its latency.
+    #[must_use]
+    pub fn is_miss(self) -> bool {
+        self != Self::Ok
+    }
+}
+
+/// One request that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From the last byte of the request's head to the answer, milliseconds.
+    pub latency_ms: f64,
+    /// How long it held a replica's slot, milliseconds; absent where it never reached one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_ms: Option<f64>,
+}
+
+/// What a dispatcher tells the monitor a few times a second, also when idle.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Names the dispatcher; the same for its whole life.
+    pub source: String,
+    /// Grows by one a report, so that a report sent again is counted once.
+    pub sequence: u64,
+    /// Requests that arrived since the last report.
+    pub arrivals: u64,
+    /// Requests that ended since the last report, in the order in which they ended.
+    pub ended: Vec<Ended>,
+    /// Ended requests that the bounded buffer had to drop while the monitor was away.
+    pub lost: u64,
+    /// Requests on a replica now.
+    pub in_flight: u32,
+    /// Requests waiting for a slot now.
+    pub queue_depth: u32,
+    /// Slots of the replicas that are ready now.
+    pub slots: u32,
+    /// Every replica this dispatcher knows.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// State of a replica as a dispatcher sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaState {
+    /// Known but not ready yet.
+    Starting,
+    /// Takes requests.
+    Ready,
+    /// Finishes what it has and takes nothing new.
+    Draining,
+    /// Was ready and does not answer.
+    Down,
+}
+
+/// One replica as a dispatcher sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Base URL of the replica.
+    pub url: String,
+    /// Its state.
+    pub state: ReplicaState,
+    /// Requests it takes at once.
+    pub slots: u32,
+    /// Requests it has now.
+    pub in_flight: u32,
+}
+
+/// `POST /replicas` at a dispatcher's admin address: a replica says that it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Base URL under which the dispatcher reaches the replica.
+    pub url: String,
+    /// Requests it takes at once.
+    pub slots: u32,
+}
+
+/// `GET /stats` at the monitor. `null` where there was no traffic, never 0 or NaN.
+///
+/// Percentiles are over the window's latencies from the dispatcher's door to the answer. Requests that were
+/// shed, failed, timed out or were given up count as slower than every answered one, so that shedding can
+/// never look like health.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Latencies in the window.
+    pub samples: usize,
+    /// Age of the window's oldest latency, seconds.
+    pub window_s: Option<f64>,
+    /// Seconds since a dispatcher last reported; a big one means that the rest is stale.
+    pub age_s: Option<f64>,
+    /// Median, milliseconds. A percentile that falls on a miss reads as the miss's latency or, where that
+    /// is larger, the promise or the window's slowest answer.
+    pub p50_ms: Option<f64>,
+    /// 90th percentile, milliseconds.
+    pub p90_ms: Option<f64>,
+    /// 95th percentile, milliseconds.
+    pub p95_ms: Option<f64>,
+    /// 99th percentile, milliseconds.
+    pub p99_ms: Option<f64>,
+    /// 95 % confidence interval of the 99th percentile from order statistics, milliseconds.
+    pub p99_ci_ms: Option<[f64; 2]>,
+    /// Slowest, milliseconds.
+    pub max_ms: Option<f64>,
+    /// Mean, milliseconds.
+    pub mean_ms: Option<f64>,
+    /// Requests that arrived a second, over the last 15 s.
+    pub arrival_rps: Option<f64>,
+    /// Requests answered a second, over the last 15 s.
+    pub throughput_rps: Option<f64>,
+    /// Requests refused, since the monitor started.
+    pub shed: u64,
+    /// Requests that failed, timed out or were given up by the client, since the monitor started.
+    pub errors: u64,
+    /// Requests on replicas now.
+    pub in_flight: u32,
+    /// Requests waiting for a slot now.
+    pub queue_depth: u32,
+    /// How long a request holds a slot.
+    pub service_ms: Option<ServiceMs>,
+    /// Slots of the replicas that are ready.
+    pub slots: u32,
+    /// Every replica that a dispatcher knows.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Changes whenever the set of ready replicas changes.
+    pub epoch: u64,
+    /// Ended requests that dispatchers had to drop unreported, since the monitor started.
+    pub lost: u64,
+}
+
+/// How long a request holds a slot, over the window.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceMs {
+    /// Mean, milliseconds.
+    pub mean: f64,
+    /// 95th percentile, milliseconds.
+    pub p95: f64,
+    /// Coefficient of variation: standard deviation over mean.
+    pub cv: f64,
+}
