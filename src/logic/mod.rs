@@ -1,2 +1,4 @@
 //! Decisions: pure, no async, no clock, no IO, no logging. Time is an argument, counted from a common start.
+pub mod balance;
 pub mod policy;
+pub mod queue;
