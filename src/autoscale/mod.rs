@@ -1,12 +1,254 @@
-//! Not built yet.
-use crate::net::shutdown::Shutdown;
+//! Watches the monitor and changes the number of replicas.
+//!
+//! **Invariant**: one decision is under way at a time; what cannot be asked or changed leaves the fleet as
+//! it is.
+mod control;
+pub mod kubernetes;
+pub mod processes;
+
+use crate::logic::policy::{Bounds, ReplicaCounts, StepConfig};
+use crate::net::serve::{self, Limits, duration};
+use crate::net::{client, error, shutdown::Shutdown};
+use anyhow::{Context as _, bail, ensure};
+use axum::extract::State as Shared;
+use axum::routing::get;
+use axum::{Json, Router};
+use control::{Decisions, Journal};
+use kubernetes::DeploymentScaler;
+use processes::{ProcessScaler, Replica, Spawn};
+use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
 
-/// Flags.
+/// Flags of `elastic autoscale`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "Examples:
+  elastic autoscale --monitor http://monitor:8090 --target deployment/model --replicas-max 10
+  elastic autoscale --monitor http://127.0.0.1:8090 --target processes -- --register http://127.0.0.1:8082")]
+pub struct Args {
+    /// Base URL of the monitor
+    #[arg(long, env = "ELASTIC_MONITOR", value_name = "URL")]
+    monitor: String,
+    /// What to scale: deployment/NAME in Kubernetes, or `processes` for children on this machine
+    #[arg(long, env = "ELASTIC_TARGET", value_name = "TARGET")]
+    target: String,
+    /// Namespace of the Deployment [default: the one of the pod or of the kubeconfig]
+    #[arg(long, env = "ELASTIC_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
+    /// Longest time a call to Kubernetes may take
+    #[arg(long, env = "ELASTIC_KUBERNETES_TIMEOUT", default_value = "5s", value_parser = duration, value_name = "TIME")]
+    kubernetes_timeout: Duration,
+    /// Decide and explain, but change nothing
+    #[arg(long, env = "ELASTIC_DRY_RUN")]
+    dry_run: bool,
+    /// Port of /decisions, /replicas, /healthz and /readyz (0 takes a free one)
+    #[arg(long, env = "ELASTIC_LISTEN_PORT", default_value_t = 8083, value_name = "PORT")]
+    port: u16,
+    /// Address to listen on; 0.0.0.0 for every interface
+    #[arg(long, env = "ELASTIC_LISTEN_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    host: String,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    limits: Limits,
+    /// With `--target processes`: flags of `elastic serve-model` for every child
+    #[arg(last = true, value_name = "SERVE-MODEL FLAGS")]
+    children: Vec<OsString>,
+}
 
-/// Runs the mode.
-pub async fn run(_args: Args, _shutdown: Shutdown) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+/// The rule that decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PolicyName {
+    /// ×1.2 up while p99 is over the target, −1 down when there is room
+    Step,
+}
+
+/// How decisions are made; the same flags for `autoscale` and `up`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// Rule that decides
+    #[arg(long, env = "ELASTIC_POLICY", default_value = "step", value_name = "POLICY")]
+    pub policy: PolicyName,
+    /// Time between two decisions
+    #[arg(long, env = "ELASTIC_INTERVAL", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub interval: Duration,
+    /// Fewest replicas
+    #[arg(long, env = "ELASTIC_REPLICAS_MIN", default_value_t = 1, value_name = "N")]
+    pub replicas_min: u32,
+    /// Most replicas
+    #[arg(long, env = "ELASTIC_REPLICAS_MAX", default_value_t = 4, value_name = "N")]
+    pub replicas_max: u32,
+    /// The 99th percentile of the latency to stay under
+    #[arg(long, env = "ELASTIC_P99_TARGET", default_value = "330ms", value_parser = duration, value_name = "TIME")]
+    pub p99_target: Duration,
+    /// Factor by which the fleet grows while p99 is over the target, rounded up
+    #[arg(long, env = "ELASTIC_UP_FACTOR", default_value_t = 1.2, value_name = "FACTOR")]
+    pub up_factor: f64,
+    /// Least time between a change and a step down
+    #[arg(long, env = "ELASTIC_DOWN_INTERVAL", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub down_interval: Duration,
+    /// Highest share of busy slots that a step down may lead to
+    #[arg(long, env = "ELASTIC_ROOM_UTILISATION", default_value_t = 0.7, value_name = "SHARE")]
+    pub room_utilisation: f64,
+    /// Fewest latencies to decide on
+    #[arg(long, env = "ELASTIC_SAMPLES_MIN", default_value_t = 20, value_name = "N")]
+    pub samples_min: usize,
+    /// A report of the dispatchers older than this counts as missing
+    #[arg(long, env = "ELASTIC_STALE_AFTER", default_value = "30s", value_parser = duration, value_name = "TIME")]
+    pub stale_after: Duration,
+    /// Decisions remembered for /decisions; a row of decisions to hold counts as one
+    #[arg(long, env = "ELASTIC_DECISIONS_MAX", default_value_t = 500, value_name = "N")]
+    pub decisions_max: usize,
+}
+
+/// Checked settings of an autoscaler.
+#[derive(Clone, Debug)]
+pub struct Config {
+    monitor: String,
+    policy: PolicyName,
+    step: StepConfig,
+    interval: Duration,
+    decisions_max: usize,
+    dry_run: bool,
+    limits: Limits,
+}
+
+impl Config {
+    /// Checks what an autoscaler is told; `monitor` is a base URL.
+    pub fn new(settings: &Settings, monitor: &str, dry_run: bool, limits: Limits) -> anyhow::Result<Self> {
+        let &Settings { interval, replicas_min: min, replicas_max: max, up_factor, room_utilisation, .. } =
+            settings;
+        ensure!(!interval.is_zero(), "--interval must be longer than 0");
+        ensure!(min >= 1, "--replicas-min must be at least 1");
+        ensure!(min <= max, "--replicas-min {min} is more than --replicas-max {max}");
+        ensure!(up_factor > 1.0 && up_factor <= 100.0, "--up-factor must be over 1 and at most 100");
+        ensure!((0.0..=1.0).contains(&room_utilisation), "--room-utilisation must be from 0 to 1");
+        ensure!(settings.decisions_max > 0, "--decisions-max must be at least 1");
+        Ok(Self {
+            monitor: client::base_url(monitor).context("--monitor")?,
+            policy: settings.policy,
+            step: StepConfig {
+                bounds: Bounds { min, max },
+                target_ms: settings.p99_target.as_secs_f64() * 1000.0,
+                up_factor,
+                down_interval: settings.down_interval,
+                room_utilisation,
+                samples_min: settings.samples_min,
+                stale_after_s: settings.stale_after.as_secs_f64(),
+            },
+            interval,
+            decisions_max: settings.decisions_max,
+            dry_run,
+            limits,
+        })
+    }
+}
+
+/// What carries decisions out.
+#[derive(Clone)]
+pub enum Scaler {
+    /// Children of this process.
+    Processes(Arc<ProcessScaler>),
+    /// A Kubernetes Deployment.
+    Deployment(Arc<DeploymentScaler>),
+}
+
+impl Scaler {
+    async fn observe(&self) -> anyhow::Result<ReplicaCounts> {
+        match self {
+            Self::Processes(scaler) => Ok(scaler.observe()),
+            Self::Deployment(scaler) => Ok(scaler.observe().await?),
+        }
+    }
+
+    async fn scale_to(&self, replicas: u32) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(scaler) => scaler.scale_to(replicas),
+            Self::Deployment(scaler) => scaler.scale_to(replicas).await?,
+        }
+        Ok(())
+    }
+
+    fn replicas(&self) -> Vec<Replica> {
+        match self {
+            Self::Processes(scaler) => scaler.replicas(),
+            Self::Deployment(_) => Vec::new(),
+        }
+    }
+}
+
+/// Runs an autoscaler until `shutdown` asks it to stop.
+pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
+    let config = Config::new(&args.settings, &args.monitor, args.dry_run, args.limits)?;
+    let scaler = if let Some(name) = args.target.strip_prefix("deployment/").filter(|name| !name.is_empty()) {
+        ensure!(args.children.is_empty(), "flags after -- go with --target processes alone");
+        let scaler =
+            DeploymentScaler::connect(args.namespace, name.to_owned(), args.kubernetes_timeout).await?;
+        Scaler::Deployment(Arc::new(scaler))
+    } else if args.target == "processes" {
+        let spawn = Spawn::this_executable(args.children, args.limits.drain_timeout)?;
+        Scaler::Processes(ProcessScaler::new(spawn, args.settings.replicas_min))
+    } else {
+        bail!("--target {:?}: write deployment/NAME or processes", args.target);
+    };
+    let listener = serve::bind(&args.host, args.port).await?;
+    serve(listener, config, scaler, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Decides and scales until `shutdown` drains; then, with children, until the last of them has ended.
+pub async fn serve(
+    listener: TcpListener,
+    config: Config,
+    scaler: Scaler,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let Bounds { min, max } = config.step.bounds;
+    let url = serve::local_url(&listener)?;
+    tracing::info!(url, policy = ?config.policy, min, max, dry_run = config.dry_run, "autoscaling");
+    let journal = Arc::new(Journal::new(config.decisions_max));
+    let limits = config.limits;
+    let router = router(Arc::clone(&journal), scaler.clone());
+    let supervised = async {
+        if let Scaler::Processes(scaler) = &scaler {
+            scaler.supervise(shutdown.clone()).await;
+        }
+    };
+    let ((), control, ()) = tokio::join!(
+        serve::serve(listener, router, limits, shutdown.clone()),
+        control::run(config, &scaler, &journal, shutdown.clone()),
+        supervised,
+    );
+    control
+}
+
+struct State {
+    journal: Arc<Journal>,
+    scaler: Scaler,
+}
+
+fn router(journal: Arc<Journal>, scaler: Scaler) -> Router {
+    Router::new()
+        .route("/decisions", get(decisions))
+        .route("/replicas", get(replicas))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(|| async { "ready" }))
+        .route("/metrics", get(metrics))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .with_state(Arc::new(State { journal, scaler }))
+}
+
+async fn decisions(Shared(state): Shared<Arc<State>>) -> Json<Decisions> {
+    Json(state.journal.decisions())
+}
+
+async fn replicas(Shared(state): Shared<Arc<State>>) -> Json<Vec<Replica>> {
+    Json(state.scaler.replicas())
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> axum::response::Response {
+    state.journal.metrics()
 }

@@ -19,11 +19,21 @@ pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
 }
 
 /// What every client here has in common; callers add their own time-outs.
-#[must_use]
 pub fn builder() -> reqwest::ClientBuilder {
     install_tls();
     reqwest::Client::builder()
         .user_agent(concat!("elastic/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(2))
         .tcp_nodelay(true)
+}
+
+/// Checks a base URL and cuts the slash at its end: `http://host:port`.
+pub fn base_url(text: &str) -> anyhow::Result<String> {
+    let url = reqwest::Url::parse(text)
+        .map_err(|error| anyhow::anyhow!("{text:?} is no URL ({error}); write http://HOST:PORT"))?;
+    anyhow::ensure!(
+        matches!(url.scheme(), "http" | "https") && url.has_host(),
+        "{text:?} is no base URL; write http://HOST:PORT"
+    );
+    Ok(text.trim_end_matches('/').to_owned())
 }

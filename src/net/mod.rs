@@ -3,6 +3,7 @@
 //! **Invariant**: nothing here knows a mode.
 pub mod client;
 pub mod clock;
+pub mod deadline;
 pub mod error;
 pub mod metrics;
 pub mod serve;

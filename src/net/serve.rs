@@ -55,7 +55,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60.0,
         "h" => 3600.0,
         _ => {
-            return Err(format!("{text:?} is no duration: write a number and us, ms, s, m or h, as in 250ms"));
+            return Err(format!(
+                "{text:?} is no duration: write a number and us, ms, s, m or h, as in 250ms"
+            ));
         }
     };
     let number: f64 = number.parse().map_err(|_| format!("{text:?} does not start with a number"))?;

@@ -51,6 +51,18 @@ impl Outcome {
     pub fn is_miss(self) -> bool {
         self != Self::Ok
     }
+
+    /// Its name on the wire and in labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Shed => "shed",
+            Self::Error => "error",
+            Self::Timeout => "timeout",
+            Self::Aborted => "aborted",
+        }
+    }
 }
 
 /// One request that ended.
@@ -100,6 +112,17 @@ pub enum ReplicaState {
     Draining,
     /// Was ready and does not answer.
     Down,
+}
+
+/// `GET /readyz` at a replica, with status 200 when it is ready and 503 when not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Takes requests.
+    pub ready: bool,
+    /// The network it runs.
+    pub model: String,
+    /// Requests it takes at once.
+    pub slots: u32,
 }
 
 /// One replica as a dispatcher sees it.

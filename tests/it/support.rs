@@ -1,0 +1,60 @@
+//! What several tests need: servers on free ports that stop with the test, and flags without a command line.
+use clap::Parser;
+use elastic::net::serve::{Limits, local_url};
+use elastic::net::shutdown::Shutdown;
+use std::future::Future;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+/// A server that runs until it is stopped or dropped.
+pub(crate) struct Running {
+    /// Its base URL.
+    pub(crate) url: String,
+    /// Stops it.
+    pub(crate) shutdown: Shutdown,
+    tasks: JoinSet<()>,
+}
+
+impl Running {
+    /// Runs `serve` on a free port of loopback.
+    pub(crate) async fn start<F>(serve: impl FnOnce(TcpListener, Shutdown) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = local_url(&listener).unwrap();
+        let shutdown = Shutdown::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(listener, shutdown.clone()));
+        Self { url, shutdown, tasks }
+    }
+
+    /// Serves a router.
+    pub(crate) async fn router(router: axum::Router) -> Self {
+        Self::start(|listener, shutdown| {
+            elastic::net::serve::serve(listener, router, Limits::default(), shutdown)
+        })
+        .await
+    }
+
+    /// Drains it and waits until it has ended.
+    pub(crate) async fn stop(self) {
+        self.shutdown.drain();
+        self.tasks.join_all().await;
+    }
+}
+
+/// Parses a group of flags as the command line would.
+pub(crate) fn flags<A: clap::Args>(flags: &[&str]) -> A {
+    #[derive(Parser)]
+    struct Wrapped<A: clap::Args> {
+        #[command(flatten)]
+        args: A,
+    }
+    Wrapped::<A>::parse_from(std::iter::once(&"test").chain(flags)).args
+}
+
+/// A client as tests use it.
+pub(crate) fn client() -> reqwest::Client {
+    elastic::net::client::client(std::time::Duration::from_secs(20)).unwrap()
+}
