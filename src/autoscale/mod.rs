@@ -1,4 +1,6 @@
 //! Not built yet.
+pub mod kubernetes;
+
 use crate::net::shutdown::Shutdown;
 use std::process::ExitCode;
 
