@@ -1,4 +1,5 @@
 //! The Deployment scaler against a small double of the Kubernetes API server on loopback.
+#![allow(clippy::unwrap_used)] // helpers of tests count as no tests to clippy
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 const SCALE: &str = "/apis/apps/v1/namespaces/elastic/deployments/model/scale";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/elastic/deployments/model";
@@ -296,13 +298,19 @@ async fn a_server_that_is_not_there_is_unreachable() {
 // The clock stands still and jumps to the next timer once nothing else can happen: no test waits five seconds.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_says_nothing_or_stops_halfway_runs_into_the_time_out() {
-    for error in [
-        observed(Answer::Silence, Answer::Silence).await.unwrap_err(),
-        observed(scale(1, 1), Answer::Silence).await.unwrap_err(),
-        observed(Answer::HalfABody, Answer::Silence).await.unwrap_err(),
-        patched(Answer::Silence).await,
+    for (get_scale, get_deployment) in [
+        (Answer::Silence, Answer::Silence),
+        (scale(1, 1), Answer::Silence),
+        (Answer::HalfABody, Answer::Silence),
     ] {
-        assert!(matches!(error, ScaleError::TimedOut { after } if after.as_secs() == 5), "{error:?}");
-        assert!(error.is_transient());
+        let double = Double::start(get_scale, get_deployment, Answer::Silence).await;
+        let started = Instant::now();
+        let errors =
+            [double.scaler.observe().await.unwrap_err(), double.scaler.scale_to(3).await.unwrap_err()];
+        assert_eq!(started.elapsed().as_secs(), 10);
+        for error in errors {
+            assert!(matches!(error, ScaleError::TimedOut { after } if after.as_secs() == 5), "{error:?}");
+            assert!(error.is_transient());
+        }
     }
 }
