@@ -2,4 +2,6 @@
 mod autoscale;
 mod dispatch;
 mod floors;
+mod kubernetes_scaler;
+mod manifests;
 mod support;
