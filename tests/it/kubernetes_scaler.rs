@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use elastic::autoscale::kubernetes::{DeploymentScaler, ScaleError};
+use elastic::logic::policy::ReplicaCounts;
 use elastic::net::client::install_tls;
 use elastic::net::serve::{Limits, bind, local_url, serve};
 use elastic::net::shutdown::Shutdown;
