@@ -5,6 +5,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Container, Namespace, PodSpec, Probe, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
 use serde::Serialize;
@@ -169,15 +170,29 @@ fn every_container_is_probed_on_its_own_port() {
     }
 }
 
+/// A quantity as the manifests write it, in thousandths: `250m`, `2`, `128Mi`.
+fn amount(quantity: &Quantity) -> u64 {
+    let text = quantity.0.as_str();
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit = match &text[digits_end..] {
+        "m" => 1,
+        "" => 1000,
+        "Mi" => 1000 << 20,
+        unit => panic!("{text:?} has the unknown unit {unit:?}"),
+    };
+    unit * text[..digits_end].parse::<u64>().unwrap()
+}
+
 #[test]
 fn every_container_is_bounded_and_a_model_has_one_cpu() {
     for deployment in all::<Deployment>() {
         let resources = container(&deployment).resources.clone().unwrap();
         let (requests, limits) = (resources.requests.unwrap(), resources.limits.unwrap());
         for resource in ["cpu", "memory"] {
+            let (request, limit) = (amount(&requests[resource]), amount(&limits[resource]));
             assert!(
-                requests.contains_key(resource) && limits.contains_key(resource),
-                "{}",
+                request > 0 && request <= limit,
+                "{}: {request} of {limit} {resource}",
                 name(&deployment)
             );
         }
