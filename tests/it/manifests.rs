@@ -1,5 +1,7 @@
 //! The manifests in `deploy/base`: they say what Kubernetes understands, and what we promise about them holds.
 #![allow(clippy::unwrap_used)] // helpers of tests count as no tests to clippy
+use clap::Parser as _;
+use elastic::cli::Cli;
 use elastic::net::serve::Limits;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -250,4 +252,13 @@ fn arguments_that_name_a_service_name_one_that_is_there() {
         found += 1;
     }
     assert_eq!(found, 4, "monitor twice, the replicas, the decisions");
+}
+
+#[test]
+fn the_executable_understands_every_containers_arguments() {
+    for deployment in all::<Deployment>() {
+        let line = std::iter::once("elastic".to_owned()).chain(arguments(&deployment));
+        let parsed = Cli::try_parse_from(line);
+        assert!(parsed.is_ok(), "{}: {}", name(&deployment), parsed.unwrap_err());
+    }
 }
