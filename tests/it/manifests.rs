@@ -1,10 +1,13 @@
 //! The manifests in `deploy/base`: they say what Kubernetes understands, and what we promise about them holds.
 #![allow(clippy::unwrap_used)] // helpers of tests count as no tests to clippy
+use clap::Parser as _;
+use elastic::cli::Cli;
 use elastic::net::serve::Limits;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Container, Namespace, PodSpec, Probe, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
 use serde::Serialize;
@@ -169,15 +172,29 @@ fn every_container_is_probed_on_its_own_port() {
     }
 }
 
+/// A quantity as the manifests write it, in thousandths: `250m`, `2`, `128Mi`.
+fn amount(quantity: &Quantity) -> u64 {
+    let text = quantity.0.as_str();
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit = match &text[digits_end..] {
+        "m" => 1,
+        "" => 1000,
+        "Mi" => 1000 << 20,
+        unit => panic!("{text:?} has the unknown unit {unit:?}"),
+    };
+    unit * text[..digits_end].parse::<u64>().unwrap()
+}
+
 #[test]
 fn every_container_is_bounded_and_a_model_has_one_cpu() {
     for deployment in all::<Deployment>() {
         let resources = container(&deployment).resources.clone().unwrap();
         let (requests, limits) = (resources.requests.unwrap(), resources.limits.unwrap());
         for resource in ["cpu", "memory"] {
+            let (request, limit) = (amount(&requests[resource]), amount(&limits[resource]));
             assert!(
-                requests.contains_key(resource) && limits.contains_key(resource),
-                "{}",
+                request > 0 && request <= limit,
+                "{}: {request} of {limit} {resource}",
                 name(&deployment)
             );
         }
@@ -235,4 +252,13 @@ fn arguments_that_name_a_service_name_one_that_is_there() {
         found += 1;
     }
     assert_eq!(found, 4, "monitor twice, the replicas, the decisions");
+}
+
+#[test]
+fn the_executable_understands_every_containers_arguments() {
+    for deployment in all::<Deployment>() {
+        let line = std::iter::once("elastic".to_owned()).chain(arguments(&deployment));
+        let parsed = Cli::try_parse_from(line);
+        assert!(parsed.is_ok(), "{}: {}", name(&deployment), parsed.unwrap_err());
+    }
 }

@@ -1,0 +1,62 @@
+# What a person does here. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build test check fmt demo weights image minikube-up minikube-down clean
+
+CARGO ?= cargo
+DOCKER ?= docker
+IMAGE ?= elastic:dev
+# Where weights may lie already: ELASTIC_WEIGHTS_DIR, or a folder beside the checkout. Else they are downloaded.
+ifdef ELASTIC_WEIGHTS_DIR
+WEIGHTS_FROM := $(ELASTIC_WEIGHTS_DIR)
+else
+WEIGHTS_FROM := $(wildcard ../shared/weights)
+endif
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: ## Build the release executable, target/release/elastic
+	$(CARGO) build --release --locked
+
+test: ## Formatting, clippy, docs and every test
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	$(CARGO) test --locked
+
+check: test ## `test`, and licences, advisories and sources of the dependencies (needs cargo-deny)
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check; \
+	else \
+		echo "cargo-deny is not installed: run 'cargo install --locked cargo-deny', then 'make check' again" >&2; \
+		exit 1; \
+	fi
+
+fmt: ## Format the sources
+	$(CARGO) fmt
+
+demo: build ## Start everything on this machine, replay workload.txt, judge the promise (see scripts/demo.sh)
+	@$(MAKE) --no-print-directory weights || true
+	scripts/demo.sh
+
+weights: build ## Put MobileNetV2's weights into weights/, from ELASTIC_WEIGHTS_DIR, ../shared/weights or the web
+	@env -u ELASTIC_WEIGHTS_DIR target/release/elastic weights fetch --dir weights \
+		$(if $(WEIGHTS_FROM),--from "$(WEIGHTS_FROM)") || { \
+		echo "no weights for MobileNetV2: the network inside the executable, EfficientNet-Lite0, runs instead" >&2; \
+		exit 1; \
+	}
+
+image: ## Build the container image (IMAGE=elastic:dev)
+	DOCKER_BUILDKIT=1 $(DOCKER) build --tag $(IMAGE) \
+		--build-arg REVISION="$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" .
+
+minikube-up: ## Start minikube if need be, build the image in it, deploy and wait (CPUS=12 MEMORY=14g)
+	scripts/minikube.sh up
+
+minikube-down: ## Remove what minikube-up deployed; the cluster stays
+	scripts/minikube.sh down
+
+clean: ## Remove what was built
+	$(CARGO) clean
