@@ -3,7 +3,7 @@
 #
 # Usage: scripts/demo.sh [further arguments of `elastic load`]
 # Settings: DEMO_SPEED   replay faster by this factor
-#           DEMO_PACE    least time a replica takes for one image (80ms), so that a small machine can hold several
+#           DEMO_PACE    least time a replica takes for one image (100ms), so that a small machine can hold several
 #           DEMO_KILL=1  kill a replica with SIGKILL in the middle
 #           DEMO_KEEP=1  leave everything running afterwards, until Ctrl-C
 #           DEMO_WORKLOAD, DEMO_REPLICAS_MAX, DEMO_PORT, ELASTIC (path of the executable)
@@ -91,7 +91,7 @@ start_up() {
         say "port $port is taken; taking a free one"
         port=0
     fi
-    "$elastic" up --replicas-min 1 --replicas-max "${DEMO_REPLICAS_MAX:-8}" --pace "${DEMO_PACE:-80ms}" \
+    "$elastic" up --replicas-min 1 --replicas-max "${DEMO_REPLICAS_MAX:-8}" --pace "${DEMO_PACE:-100ms}" \
         --interval 1s --port "$port" --addresses "$scratch/addresses.json" >"$scratch/up.log" 2>&1 &
     up_pid=$!
     for ((tries = 0; tries < 600; tries++)); do

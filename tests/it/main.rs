@@ -1,4 +1,6 @@
 //! The integration tests: one binary, one module a subject.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
+
 mod autoscale;
 mod dispatch;
 mod floors;
