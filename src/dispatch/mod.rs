@@ -97,6 +97,9 @@ pub struct Settings {
     pub report_buffer_max: usize,
 }
 
+/// How long a connection to a replica is kept idle.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Checked settings of a dispatcher.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -163,7 +166,9 @@ pub async fn serve(
     let pool = Pool::new(&config);
     let state = Arc::new(State {
         client: client::builder()
-            .pool_idle_timeout(Duration::from_secs(30))
+            // Well before a replica closes an idle connection: a request sent into the closing would look
+            // like a replica that broke off.
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .connect_timeout(config.settings.probe_interval.max(Duration::from_secs(1)))
             .build()?,
         pool: Arc::clone(&pool),
