@@ -2,3 +2,4 @@
 pub mod balance;
 pub mod policy;
 pub mod queue;
+pub mod window;

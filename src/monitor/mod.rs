@@ -1,12 +1,226 @@
-//! Not built yet.
+//! Keeps a rolling window of latencies; serves `/stats`, `/history`, `/metrics` and the live page.
+//!
+//! Dispatchers post reports; everything else is read. In reading order: [`Args`] become a [`Config`], `state`
+//! is the memory (`sources`, `rates`, `history` are its parts), `routes` speaks HTTP, `exposition` is
+//! `/metrics`, `page` the live page and `decisions` its view of the autoscaler.
+//!
+//! **Invariant**: memory is bounded by the configuration, whatever is posted; what is not known reads as
+//! `null`, never as 0.
+mod decisions;
+mod exposition;
+mod history;
+mod page;
+mod rates;
+mod routes;
+mod sources;
+mod state;
+
+pub use history::Point;
+pub use routes::{History, Taken};
+
+use crate::net::serve::{self, Limits, duration};
 use crate::net::shutdown::Shutdown;
+use anyhow::Context as _;
+use axum::Router;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
 
-/// Flags.
-#[derive(Debug, clap::Args)]
-pub struct Args {}
+/// Flags of `elastic monitor`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Address to listen on
+    // Not ELASTIC_MONITOR_PORT: Kubernetes sets that to a URL beside a service called elastic-monitor.
+    #[arg(long, env = "ELASTIC_MONITOR_LISTEN_HOST", default_value = "0.0.0.0", value_name = "ADDRESS")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, env = "ELASTIC_MONITOR_LISTEN_PORT", default_value_t = 8090, value_name = "PORT")]
+    pub port: u16,
+    /// Latencies in the rolling window
+    #[arg(long, env = "ELASTIC_WINDOW", default_value_t = 1000, value_name = "N")]
+    pub window: usize,
+    /// Age after which a latency is forgotten
+    #[arg(long, env = "ELASTIC_WINDOW_AGE", default_value = "600s", value_parser = duration, value_name = "TIME")]
+    pub window_age: Duration,
+    /// Latency that was promised; a request that was shed or failed counts as at least this slow
+    #[arg(long, env = "ELASTIC_PROMISE", default_value = "500ms", value_parser = duration, value_name = "TIME")]
+    pub promise: Duration,
+    /// Latency that is aimed at; a line on the live page
+    #[arg(long, env = "ELASTIC_TARGET_LATENCY", default_value = "330ms", value_parser = duration, value_name = "TIME")]
+    pub target_latency: Duration,
+    /// How far back the history on the live page goes
+    #[arg(long, env = "ELASTIC_HISTORY_AGE", default_value = "10m", value_parser = duration, value_name = "TIME")]
+    pub history_age: Duration,
+    /// Latencies kept of each second for its percentiles in the history; beyond it only the latest count
+    #[arg(long, env = "ELASTIC_SECOND_SAMPLES_MAX", default_value_t = 10_000, value_name = "N")]
+    pub second_samples_max: usize,
+    /// Dispatchers that may report at once
+    #[arg(long, env = "ELASTIC_SOURCES_MAX", default_value_t = 64, value_name = "N")]
+    pub sources_max: usize,
+    /// Silence after which a dispatcher's slots, queue and replicas no longer count
+    #[arg(long, env = "ELASTIC_SOURCE_AGE", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub source_age: Duration,
+    /// Replicas that one report may name
+    #[arg(long, env = "ELASTIC_REPLICAS_REPORTED_MAX", default_value_t = 1000, value_name = "N")]
+    pub replicas_max: usize,
+    /// Size of a report, bytes
+    #[arg(long, env = "ELASTIC_REPORT_BYTES_MAX", default_value_t = 4 * 1024 * 1024, value_name = "BYTES")]
+    pub report_bytes_max: usize,
+    /// Longest time that a report's body may take to arrive
+    #[arg(long, env = "ELASTIC_REPORT_TIMEOUT", default_value = "5s", value_parser = duration, value_name = "TIME")]
+    pub report_timeout: Duration,
+    /// Base URL of an autoscaler whose latest decisions the live page shows
+    #[arg(long, env = "ELASTIC_DECISIONS", value_name = "URL")]
+    pub decisions: Option<reqwest::Url>,
+    /// Longest time that the autoscaler may take to tell its decisions
+    #[arg(long, env = "ELASTIC_DECISIONS_TIMEOUT", default_value = "1s", value_parser = duration, value_name = "TIME")]
+    pub decisions_timeout: Duration,
+    /// Size of the autoscaler's answer, bytes
+    #[arg(long, env = "ELASTIC_DECISIONS_BYTES_MAX", default_value_t = 1024 * 1024, value_name = "BYTES")]
+    pub decisions_bytes_max: usize,
+    /// Limits on connections.
+    #[command(flatten)]
+    pub limits: Limits,
+}
 
-/// Runs the mode.
-pub async fn run(_args: Args, _shutdown: Shutdown) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+/// What the monitor runs with. `Default` is what the flags default to; [`serve`] checks it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Latencies in the rolling window, 1 to a million.
+    pub window: usize,
+    /// Age after which a latency is forgotten.
+    pub window_age: Duration,
+    /// Latency that was promised: the least that a miss reads as.
+    pub promise: Duration,
+    /// Latency that is aimed at; the live page draws it.
+    pub target_latency: Duration,
+    /// How far back the history goes, one second to a day.
+    pub history_age: Duration,
+    /// Latencies kept of the second under way.
+    pub second_samples_max: usize,
+    /// Dispatchers that may report at once.
+    pub sources_max: usize,
+    /// Silence after which a dispatcher's gauges no longer count.
+    pub source_age: Duration,
+    /// Replicas that one report may name.
+    pub replicas_max: usize,
+    /// Size of a report, bytes.
+    pub report_bytes_max: usize,
+    /// Longest time that a report's body may take to arrive.
+    pub report_timeout: Duration,
+    /// Base URL of an autoscaler whose decisions the live page shows.
+    pub decisions: Option<reqwest::Url>,
+    /// Longest time that the autoscaler may take to answer.
+    pub decisions_timeout: Duration,
+    /// Size of the autoscaler's answer, bytes.
+    pub decisions_bytes_max: usize,
+    /// Limits on connections.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            window: 1000,
+            window_age: Duration::from_secs(600),
+            promise: Duration::from_millis(500),
+            target_latency: Duration::from_millis(330),
+            history_age: Duration::from_secs(600),
+            second_samples_max: 10_000,
+            sources_max: 64,
+            source_age: Duration::from_secs(10),
+            replicas_max: 1000,
+            report_bytes_max: 4 * 1024 * 1024,
+            report_timeout: Duration::from_secs(5),
+            decisions: None,
+            decisions_timeout: Duration::from_secs(1),
+            decisions_bytes_max: 1024 * 1024,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl From<Args> for Config {
+    fn from(args: Args) -> Self {
+        Self {
+            window: args.window,
+            window_age: args.window_age,
+            promise: args.promise,
+            target_latency: args.target_latency,
+            history_age: args.history_age,
+            second_samples_max: args.second_samples_max,
+            sources_max: args.sources_max,
+            source_age: args.source_age,
+            replicas_max: args.replicas_max,
+            report_bytes_max: args.report_bytes_max,
+            report_timeout: args.report_timeout,
+            decisions: args.decisions,
+            decisions_timeout: args.decisions_timeout,
+            decisions_bytes_max: args.decisions_bytes_max,
+            limits: args.limits,
+        }
+    }
+}
+
+impl Config {
+    /// Refuses values that the monitor cannot run with, each with a sentence that says what to change.
+    pub fn check(self) -> anyhow::Result<Self> {
+        let counts = [
+            ("--window", self.window),
+            ("--second-samples-max", self.second_samples_max),
+            ("--sources-max", self.sources_max),
+            ("--replicas-max", self.replicas_max),
+            ("--report-bytes-max", self.report_bytes_max),
+            ("--decisions-bytes-max", self.decisions_bytes_max),
+        ];
+        for (flag, value) in counts {
+            anyhow::ensure!(value > 0, "{flag} must be at least 1");
+        }
+        // A million latencies are sorted in tenths of a second, which is all the time a reader should wait.
+        anyhow::ensure!(self.window <= 1_000_000, "--window must be at most 1000000, not {}", self.window);
+        let times = [
+            ("--window-age", self.window_age),
+            ("--promise", self.promise),
+            ("--target-latency", self.target_latency),
+            ("--source-age", self.source_age),
+            ("--report-timeout", self.report_timeout),
+            ("--decisions-timeout", self.decisions_timeout),
+        ];
+        for (flag, value) in times {
+            anyhow::ensure!(!value.is_zero(), "{flag} must be longer than nothing");
+        }
+        let history_s = self.history_age.as_secs();
+        anyhow::ensure!((1..=86_400).contains(&history_s), "--history-age must be between 1s and 24h");
+        if let Some(url) = &self.decisions {
+            let spoken = matches!(url.scheme(), "http" | "https");
+            anyhow::ensure!(spoken, "--decisions {url} must be an http or https address");
+        }
+        Ok(self)
+    }
+}
+
+/// Runs the mode until `shutdown` drains.
+pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
+    let (host, port) = (args.host.clone(), args.port);
+    let config = Config::from(args).check()?;
+    let listener = serve::bind(&host, port).await?;
+    let url = serve::local_url(&listener).context("cannot read the address listened on")?;
+    tracing::info!(url, window = config.window, "monitor ready; open the address for the live page");
+    serve(listener, config, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves on a bound listener until `shutdown` drains.
+pub async fn serve(listener: TcpListener, config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    let limits = config.limits;
+    let router = router(config, shutdown.clone())?;
+    serve::serve(listener, router, limits, shutdown).await;
+    Ok(())
+}
+
+/// The monitor's routes over a fresh memory, for tests and for [`serve`]. Time starts now.
+pub fn router(config: Config, shutdown: Shutdown) -> anyhow::Result<Router> {
+    let shared = routes::Shared::new(config.check()?, shutdown)?;
+    Ok(routes::router(Arc::new(shared)))
 }

@@ -1,0 +1,159 @@
+//! The monitor's `/metrics`.
+//!
+//! **Invariant**: a gauge of something unknown is absent, never 0 or NaN.
+use crate::net::metrics::{LATENCY_EDGES_S, registry, render};
+use crate::net::wire::{Outcome, ReplicaState, Report, Stats};
+use axum::response::Response;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use std::fmt::Write as _;
+use std::sync::atomic::AtomicU64;
+
+/// How a request ended, as a label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    outcome: Label,
+}
+
+/// State of a replica, as a label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByState {
+    state: Label,
+}
+
+/// A label's value, spelled as on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Label(&'static str);
+
+impl EncodeLabelValue for Label {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
+        encoder.write_str(self.0)
+    }
+}
+
+/// A gauge that is there only while its value is known.
+type KnownGauge = Family<Vec<(String, String)>, Gauge<f64, AtomicU64>>;
+
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Ok, Outcome::Shed, Outcome::Error, Outcome::Timeout, Outcome::Aborted];
+const STATES: [ReplicaState; 4] =
+    [ReplicaState::Starting, ReplicaState::Ready, ReplicaState::Draining, ReplicaState::Down];
+
+/// Counters that reports move, and gauges that are set whenever someone reads.
+#[derive(Debug)]
+pub(super) struct Exposition {
+    registry: Registry,
+    durations: Family<ByOutcome, Histogram, fn() -> Histogram>,
+    requests: Family<ByOutcome, Counter>,
+    arrivals: Counter,
+    lost: Counter,
+    in_flight: Gauge,
+    queue_depth: Gauge,
+    slots: Gauge,
+    replicas: Family<ByState, Gauge>,
+    p50: KnownGauge,
+    p99: KnownGauge,
+    report_age: KnownGauge,
+}
+
+impl Exposition {
+    /// Registers every metric, each outcome at zero, so that a rate over them starts at the first request.
+    pub(super) fn new() -> Self {
+        let mut registry = registry();
+        let histogram: fn() -> Histogram = || Histogram::new(LATENCY_EDGES_S);
+        let durations = Family::new_with_constructor(histogram);
+        let requests = Family::default();
+        for outcome in OUTCOMES {
+            drop(durations.get_or_create(&ByOutcome { outcome: outcome_label(outcome) }));
+            drop(requests.get_or_create(&ByOutcome { outcome: outcome_label(outcome) }));
+        }
+        let exposition = Self {
+            durations,
+            requests,
+            arrivals: Counter::default(),
+            lost: Counter::default(),
+            in_flight: Gauge::default(),
+            queue_depth: Gauge::default(),
+            slots: Gauge::default(),
+            replicas: Family::default(),
+            p50: KnownGauge::default(),
+            p99: KnownGauge::default(),
+            report_age: KnownGauge::default(),
+            registry: Registry::default(),
+        };
+        let it = &exposition;
+        let help =
+            "From the dispatcher's door to the answer, as it was (a miss is not raised to the promise)";
+        registry.register_with_unit("request_duration", help, Unit::Seconds, it.durations.clone());
+        registry.register("requests", "Requests that ended", it.requests.clone());
+        registry.register("arrivals", "Requests that arrived", it.arrivals.clone());
+        registry.register("lost", "Ended requests that dispatchers dropped unreported", it.lost.clone());
+        registry.register("in_flight", "Requests on replicas now", it.in_flight.clone());
+        registry.register("queue_depth", "Requests waiting for a slot now", it.queue_depth.clone());
+        registry.register("slots", "Slots of the replicas that are ready now", it.slots.clone());
+        registry.register("replicas", "Replicas now", it.replicas.clone());
+        let help = "Median over the rolling window; absent without traffic";
+        registry.register_with_unit("request_p50", help, Unit::Seconds, it.p50.clone());
+        let help = "99th percentile over the rolling window, misses over the promise; absent without traffic";
+        registry.register_with_unit("request_p99", help, Unit::Seconds, it.p99.clone());
+        let help = "Time since a dispatcher last reported; absent before the first report";
+        registry.register_with_unit("report_age", help, Unit::Seconds, it.report_age.clone());
+        Self { registry, ..exposition }
+    }
+
+    /// Counts a report that was seen for the first time.
+    pub(super) fn record(&self, report: &Report) {
+        self.arrivals.inc_by(report.arrivals);
+        self.lost.inc_by(report.lost);
+        for ended in &report.ended {
+            let label = ByOutcome { outcome: outcome_label(ended.outcome) };
+            self.requests.get_or_create(&label).inc();
+            self.durations.get_or_create(&label).observe(ended.latency_ms / 1e3);
+        }
+    }
+
+    /// OpenMetrics text with the gauges of `stats`.
+    pub(super) fn render(&self, stats: &Stats) -> Response {
+        self.in_flight.set(stats.in_flight.into());
+        self.queue_depth.set(stats.queue_depth.into());
+        self.slots.set(stats.slots.into());
+        for state in STATES {
+            let count = stats.replicas.iter().filter(|replica| replica.state == state).count();
+            self.replicas.get_or_create(&ByState { state: state_label(state) }).set(count as i64);
+        }
+        set(&self.p50, stats.p50_ms.map(|ms| ms / 1e3));
+        set(&self.p99, stats.p99_ms.map(|ms| ms / 1e3));
+        set(&self.report_age, stats.age_s);
+        render(&self.registry)
+    }
+}
+
+fn set(gauge: &KnownGauge, value: Option<f64>) {
+    match value {
+        Some(value) => drop(gauge.get_or_create(&Vec::new()).set(value)),
+        None => gauge.clear(),
+    }
+}
+
+fn outcome_label(outcome: Outcome) -> Label {
+    Label(match outcome {
+        Outcome::Ok => "ok",
+        Outcome::Shed => "shed",
+        Outcome::Error => "error",
+        Outcome::Timeout => "timeout",
+        Outcome::Aborted => "aborted",
+    })
+}
+
+fn state_label(state: ReplicaState) -> Label {
+    Label(match state {
+        ReplicaState::Starting => "starting",
+        ReplicaState::Ready => "ready",
+        ReplicaState::Draining => "draining",
+        ReplicaState::Down => "down",
+    })
+}

@@ -1,0 +1,312 @@
+//! Everything the monitor knows, as a function of the reports and the time.
+//!
+//! **Invariant**: no method reads a clock; each takes `now`, the time since the monitor's start. Memory is
+//! bounded by the limits in [`Config`].
+use crate::logic::window::{self, Sample, Summary, Window};
+use crate::monitor::Config;
+use crate::monitor::history::{self, History, Point};
+use crate::monitor::rates::Rates;
+use crate::monitor::sources::{Admission, Sources};
+use crate::net::wire::{Ended, Outcome, Report, ServiceMs, Stats};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Longest name of a dispatcher, bytes.
+const SOURCE_BYTES_MAX: usize = 256;
+/// Longest URL of a replica, bytes.
+const URL_BYTES_MAX: usize = 2048;
+
+/// Why a report was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReportError {
+    /// The report says something that cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// There are enough dispatchers already.
+    #[error("{0} dispatchers report already; stop one, or start the monitor with a larger --sources-max")]
+    TooManySources(usize),
+}
+
+/// The monitor's memory.
+#[derive(Debug)]
+pub(super) struct State {
+    sources_max: usize,
+    replicas_max: usize,
+    window: Window,
+    history: History,
+    sources: Sources,
+    rates: Rates,
+    shed: u64,
+    errors: u64,
+    lost: u64,
+    epoch: u64,
+    ready: BTreeSet<String>,
+}
+
+impl State {
+    /// Knows nothing yet.
+    pub(super) fn new(config: &Config) -> Self {
+        let promise_ms = config.promise.as_secs_f64() * 1e3;
+        Self {
+            sources_max: config.sources_max,
+            replicas_max: config.replicas_max,
+            window: Window::new(window::Limits {
+                samples_max: config.window,
+                age_max: config.window_age,
+                promise_ms,
+            }),
+            history: History::new(history::Limits {
+                seconds_max: config.history_age.as_secs() as usize,
+                samples_max: config.second_samples_max,
+                promise_ms,
+            }),
+            sources: Sources::new(config.sources_max, config.source_age),
+            rates: Rates::default(),
+            shed: 0,
+            errors: 0,
+            lost: 0,
+            epoch: 0,
+            ready: BTreeSet::new(),
+        }
+    }
+
+    /// Counts a report; false when its sequence was seen before and it changed nothing.
+    pub(super) fn record(&mut self, now: Duration, report: &Report) -> Result<bool, ReportError> {
+        self.check(report)?;
+        // Seconds that are over, and dispatchers that fell silent, get their due before the news.
+        self.advance(now);
+        match self.sources.admit(now, report) {
+            Admission::New => {}
+            Admission::Repeated => return Ok(false),
+            Admission::TooManySources => return Err(ReportError::TooManySources(self.sources_max)),
+        }
+        for ended in &report.ended {
+            self.window.record(now, sample(ended));
+        }
+        self.history.record(report);
+        let count = |wanted: fn(Outcome) -> bool| {
+            report.ended.iter().filter(|ended| wanted(ended.outcome)).count() as u64
+        };
+        let (answered, shed) = (count(|o| o == Outcome::Ok), count(|o| o == Outcome::Shed));
+        self.rates.record(now, report.arrivals, answered);
+        self.shed += shed;
+        self.errors += report.ended.len() as u64 - answered - shed;
+        self.lost = self.lost.saturating_add(report.lost);
+        self.note_ready(now);
+        Ok(true)
+    }
+
+    /// `GET /stats`; with `seconds`, the percentiles are over the latencies of the last so many seconds.
+    pub(super) fn stats(&mut self, now: Duration, seconds: Option<Duration>) -> Stats {
+        self.advance(now);
+        let age_max = seconds.unwrap_or(Duration::MAX);
+        let totals = self.sources.totals(now);
+        let (arrival_rps, throughput_rps) = self.rates.per_second(now);
+        let stats = Stats {
+            age_s: self.sources.age(now).map(|age| age.as_secs_f64()),
+            arrival_rps,
+            throughput_rps,
+            shed: self.shed,
+            errors: self.errors,
+            in_flight: totals.in_flight,
+            queue_depth: totals.queue_depth,
+            slots: totals.slots,
+            replicas: totals.replicas,
+            epoch: self.epoch,
+            lost: self.lost,
+            ..Stats::default()
+        };
+        let Some(summary) = self.window.recent(now, age_max) else { return stats };
+        let window_s = self.window.oldest_age(now, age_max).map(|age| age.as_secs_f64());
+        with_summary(Stats { window_s, ..stats }, &summary)
+    }
+
+    /// The points of the seconds after `since`, or all of them, oldest first.
+    pub(super) fn history(&mut self, now: Duration, since: Option<u64>) -> Vec<Point> {
+        self.advance(now);
+        self.history.since(since)
+    }
+
+    /// Lets time pass: closes seconds, forgets old latencies, notices dispatchers that fell silent.
+    fn advance(&mut self, now: Duration) {
+        self.history.advance(now, |at| self.sources.totals(at));
+        self.window.forget(now);
+        self.note_ready(now);
+    }
+
+    fn note_ready(&mut self, now: Duration) {
+        let totals = self.sources.totals(now);
+        let ready = totals.ready();
+        if !ready.iter().copied().eq(self.ready.iter().map(String::as_str)) {
+            self.epoch += 1;
+            self.ready = ready.into_iter().map(str::to_owned).collect();
+        }
+    }
+
+    /// Refuses what cannot be before any of it is counted.
+    fn check(&self, report: &Report) -> Result<(), ReportError> {
+        let invalid = |message: String| Err(ReportError::Invalid(message));
+        if report.source.is_empty() || report.source.len() > SOURCE_BYTES_MAX {
+            return invalid(format!("source must be a name of 1 to {SOURCE_BYTES_MAX} bytes"));
+        }
+        if report.replicas.len() > self.replicas_max {
+            let (count, limit) = (report.replicas.len(), self.replicas_max);
+            return invalid(format!("{count} replicas are more than --replicas-max {limit}"));
+        }
+        if let Some(replica) = report.replicas.iter().find(|replica| replica.url.len() > URL_BYTES_MAX) {
+            return invalid(format!("a replica's url of {} bytes is too long", replica.url.len()));
+        }
+        let possible = |ms: f64| ms.is_finite() && ms >= 0.0;
+        let wrong = |ended: &Ended| !possible(ended.latency_ms) || !ended.service_ms.is_none_or(possible);
+        if let Some(at) = report.ended.iter().position(wrong) {
+            return invalid(format!(
+                "ended[{at}]: latency_ms and service_ms must be finite and not negative"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// An ended request as the window takes it.
+pub(super) fn sample(ended: &Ended) -> Sample {
+    Sample { latency_ms: ended.latency_ms, miss: ended.outcome.is_miss(), service_ms: ended.service_ms }
+}
+
+fn with_summary(stats: Stats, summary: &Summary) -> Stats {
+    Stats {
+        samples: summary.samples,
+        p50_ms: Some(summary.p50_ms),
+        p90_ms: Some(summary.p90_ms),
+        p95_ms: Some(summary.p95_ms),
+        p99_ms: Some(summary.p99_ms),
+        p99_ci_ms: summary.p99_ci_ms,
+        max_ms: Some(summary.max_ms),
+        mean_ms: Some(summary.mean_ms),
+        service_ms: summary.service.map(|service| ServiceMs {
+            mean: service.mean_ms,
+            p95: service.p95_ms,
+            cv: service.cv,
+        }),
+        ..stats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::wire::{ReplicaState, ReplicaStatus};
+
+    fn at_s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn state() -> State {
+        State::new(&Config { sources_max: 1, replicas_max: 2, ..Config::default() })
+    }
+
+    fn ended(outcome: Outcome, latency_ms: f64) -> Ended {
+        Ended { outcome, latency_ms, service_ms: None }
+    }
+
+    fn report(sequence: u64, ended: Vec<Ended>) -> Report {
+        Report { source: "d".into(), sequence, arrivals: ended.len() as u64, ended, ..Report::default() }
+    }
+
+    fn with_replicas(sequence: u64, urls: &[&str]) -> Report {
+        let ready = |url: &&str| ReplicaStatus {
+            url: (*url).into(),
+            state: ReplicaState::Ready,
+            slots: 2,
+            in_flight: 0,
+        };
+        let slots = 2 * urls.len() as u32;
+        Report { slots, replicas: urls.iter().map(ready).collect(), ..report(sequence, vec![]) }
+    }
+
+    #[test]
+    fn nothing_is_known_before_the_first_report_and_after_the_window_has_aged() {
+        let mut state = state();
+        assert_eq!(state.stats(at_s(3), None), Stats::default());
+        state.record(at_s(4), &report(1, vec![ended(Outcome::Ok, 20.0)])).unwrap();
+        assert_eq!(state.stats(at_s(5), None).p99_ms, Some(20.0));
+        let idle = state.stats(at_s(700), None);
+        assert_eq!((idle.samples, idle.p99_ms, idle.window_s, idle.arrival_rps), (0, None, None, None));
+        assert_eq!(idle.age_s, Some(696.0));
+    }
+
+    #[test]
+    fn sheds_count_over_the_promise() {
+        let mut state = state();
+        let mut requests = vec![ended(Outcome::Ok, 20.0); 50];
+        requests.extend(vec![ended(Outcome::Shed, 0.2); 50]);
+        requests.push(ended(Outcome::Aborted, 30.0));
+        state.record(at_s(1), &report(1, requests)).unwrap();
+        let stats = state.stats(at_s(1), None);
+        assert_eq!((stats.p90_ms, stats.p99_ms, stats.shed, stats.errors), (Some(500.0), Some(500.0), 50, 1));
+        assert_eq!((stats.arrival_rps, stats.throughput_rps), (Some(101.0), Some(50.0)));
+    }
+
+    #[test]
+    fn a_report_sent_again_is_counted_once() {
+        let mut state = state();
+        let first = report(5, vec![ended(Outcome::Shed, 1.0)]);
+        assert_eq!(state.record(at_s(1), &first), Ok(true));
+        assert_eq!(state.record(at_s(2), &first), Ok(false));
+        assert_eq!(state.record(at_s(2), &report(4, vec![ended(Outcome::Shed, 1.0)])), Ok(false));
+        // A gap is no reason to refuse: the monitor may have missed reports, or been restarted.
+        assert_eq!(state.record(at_s(3), &report(9, vec![ended(Outcome::Shed, 1.0)])), Ok(true));
+        let stats = state.stats(at_s(3), None);
+        assert_eq!((stats.samples, stats.shed, stats.age_s), (2, 2, Some(0.0)));
+    }
+
+    #[test]
+    fn the_epoch_follows_the_set_of_ready_replicas() {
+        let mut state = state();
+        assert_eq!(state.stats(at_s(0), None).epoch, 0);
+        state.record(at_s(0), &with_replicas(1, &["a"])).unwrap();
+        state.record(at_s(1), &with_replicas(2, &["a"])).unwrap();
+        assert_eq!(state.stats(at_s(1), None).epoch, 1);
+        state.record(at_s(2), &with_replicas(3, &["b"])).unwrap();
+        assert_eq!(state.stats(at_s(2), None).epoch, 2);
+        let silent = state.stats(at_s(13), None);
+        assert_eq!((silent.epoch, silent.slots, silent.replicas.len()), (3, 0, 0));
+        // Gone and back again between two looks is two changes.
+        state.record(at_s(14), &with_replicas(4, &["b"])).unwrap();
+        state.record(at_s(40), &with_replicas(5, &["b"])).unwrap();
+        assert_eq!(state.stats(at_s(40), None).epoch, 6);
+    }
+
+    #[test]
+    fn impossible_reports_are_refused_whole() {
+        let mut state = state();
+        let nameless = Report { source: String::new(), ..report(1, vec![]) };
+        let negative = report(1, vec![ended(Outcome::Ok, 1.0), ended(Outcome::Ok, -1.0)]);
+        let infinite = report(1, vec![ended(Outcome::Ok, f64::INFINITY)]);
+        for wrong in [nameless, negative, infinite, with_replicas(1, &["a", "b", "c"])] {
+            let refused = state.record(at_s(1), &wrong);
+            assert!(matches!(refused, Err(ReportError::Invalid(_))), "{refused:?}");
+        }
+        assert_eq!(state.stats(at_s(1), None), Stats::default());
+    }
+
+    #[test]
+    fn dispatchers_are_bounded() {
+        let mut state = state();
+        state.record(at_s(1), &report(1, vec![])).unwrap();
+        let other = Report { source: "e".into(), ..report(1, vec![]) };
+        assert_eq!(state.record(at_s(2), &other), Err(ReportError::TooManySources(1)));
+        assert_eq!(state.record(at_s(12), &other), Ok(true));
+    }
+
+    #[test]
+    fn the_last_seconds_can_be_looked_at_alone() {
+        let mut state = state();
+        state.record(at_s(1), &report(1, vec![ended(Outcome::Ok, 900.0)])).unwrap();
+        state.record(at_s(9), &report(2, vec![ended(Outcome::Ok, 10.0)])).unwrap();
+        let all = state.stats(at_s(10), None);
+        let recent = state.stats(at_s(10), Some(at_s(5)));
+        assert_eq!((all.p99_ms, all.window_s), (Some(900.0), Some(9.0)));
+        assert_eq!((recent.p99_ms, recent.samples, recent.window_s), (Some(10.0), 1, Some(1.0)));
+        assert_eq!(state.stats(at_s(20), Some(at_s(5))).p99_ms, None);
+    }
+}
