@@ -67,6 +67,7 @@ pub enum PolicyName {
 
 /// How decisions are made; the same flags for `autoscale` and `up`.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "autoscale_settings")]
 pub struct Settings {
     /// Rule that decides
     #[arg(long, env = "ELASTIC_POLICY", default_value = "step", value_name = "POLICY")]

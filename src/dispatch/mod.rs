@@ -55,6 +55,7 @@ pub struct Args {
 
 /// How requests are routed; the same flags for `dispatch` and `up`.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "dispatch_settings")]
 pub struct Settings {
     /// How requests are bound to replicas
     #[arg(long, env = "ELASTIC_DISPATCH_POLICY", default_value = "central", value_name = "POLICY")]

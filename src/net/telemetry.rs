@@ -6,7 +6,13 @@ use tracing_subscriber::EnvFilter;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// What to log: a level (error, warn, info, debug, trace) or a filter such as `elastic=debug,hyper=info`
-    #[arg(long, global = true, env = "ELASTIC_LOG", default_value = "info,kube_client=off", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "ELASTIC_LOG",
+        default_value = "info,kube_client=off",
+        value_name = "FILTER"
+    )]
     pub log: String,
     /// How to write log lines to standard error
     #[arg(long, global = true, env = "ELASTIC_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]

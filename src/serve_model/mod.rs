@@ -1,12 +1,178 @@
-//! Not built yet.
-use crate::net::shutdown::Shutdown;
+//! One model replica over HTTP.
+//!
+//! **Invariant**: inference runs on the worker threads alone; a handler only reads, waits and writes.
+mod forms;
+mod metrics;
+mod predict;
+mod presence;
+mod worker;
+
+use crate::model::{Model, ModelArgs};
+use crate::net::serve::{self, Limits, duration};
+use crate::net::wire::Readiness;
+use crate::net::{client, error, shutdown::Shutdown};
+use anyhow::{Context as _, ensure};
+use axum::extract::State as Shared;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::StatusCode;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use worker::Workers;
 
-/// Flags.
+/// Flags of `elastic serve-model`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Port to listen on (0 takes a free one)
+    #[arg(long, env = "ELASTIC_LISTEN_PORT", default_value_t = 8081, value_name = "PORT")]
+    port: u16,
+    /// Address to listen on; 0.0.0.0 for every interface
+    #[arg(long, env = "ELASTIC_LISTEN_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    host: String,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    settings: Settings,
+    /// Base URL of a dispatcher's registration port, where this replica says that it is ready
+    #[arg(long, env = "ELASTIC_REGISTER", value_name = "URL")]
+    register: Option<String>,
+    /// Base URL under which the dispatcher reaches this replica, if it is not the address listened on
+    #[arg(long, env = "ELASTIC_ADVERTISE", value_name = "URL", requires = "register")]
+    advertise: Option<String>,
+    /// Run as a child: write a line of JSON to standard output when ready; drain when standard input closes
+    #[arg(long, hide_short_help = true)]
+    child: bool,
+    #[command(flatten)]
+    limits: Limits,
+}
 
-/// Runs the mode.
-pub async fn run(_args: Args, _shutdown: Shutdown) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+/// How a replica works.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(id = "serve_model_settings")]
+pub struct Settings {
+    /// Worker threads, each with one image at a time [default: the CPUs that the cgroup allows]
+    #[arg(long, env = "ELASTIC_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Images that may wait for a worker; further ones are answered 503 at once
+    #[arg(long, env = "ELASTIC_QUEUE_MAX", default_value_t = 64, value_name = "N")]
+    pub queue_max: usize,
+    /// Largest request body, bytes
+    #[arg(long, env = "ELASTIC_BODY_BYTES_MAX", default_value_t = 10 << 20, value_name = "BYTES")]
+    pub body_bytes_max: usize,
+    /// Longest time a request's body may take to arrive
+    #[arg(long, env = "ELASTIC_BODY_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub body_timeout: Duration,
+    /// Longest time an image may wait and be worked on; a shorter x-elastic-deadline-ms header wins
+    #[arg(long, env = "ELASTIC_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub timeout: Duration,
+    /// Hold every answer until its image has been worked on for so long, as if the CPU were slower: lets a
+    /// small machine carry enough replicas to show the scaling [default: off]
+    #[arg(long, env = "ELASTIC_PACE", value_parser = duration, value_name = "TIME")]
+    pub pace: Option<Duration>,
+}
+
+/// What the handlers share.
+struct State {
+    model: Arc<Model>,
+    workers: Workers,
+    settings: Settings,
+    metrics: Arc<metrics::Metrics>,
+    shutdown: Shutdown,
+}
+
+/// Runs a replica until `shutdown` asks it to stop.
+pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let register = args.register.as_deref().map(client::base_url).transpose().context("--register")?;
+    let advertise = args.advertise.as_deref().map(client::base_url).transpose().context("--advertise")?;
+    if args.child {
+        presence::drain_with_parent(&shutdown)?;
+    }
+    let listener = serve::bind(&args.host, args.port).await?;
+    let url = serve::local_url(&listener)?;
+    let model_args = args.model.clone();
+    let model = tokio::task::spawn_blocking(move || {
+        let model = Model::load(&model_args)?;
+        model.warm_up()?;
+        Ok::<_, crate::model::ModelError>(model)
+    })
+    .await??;
+    let state = state(model, args.settings, shutdown.clone())?;
+    let slots = state.workers.threads();
+    let startup_ms = started.elapsed().as_millis() as u64;
+    tracing::info!(url, model = state.model.name(), threads = slots, startup_ms, "replica ready");
+    if let Some(pace) = args.settings.pace {
+        tracing::warn!(?pace, "answers are held back: this replica is slower than its CPU");
+    }
+    let presence = presence::Presence {
+        register,
+        url: advertise.unwrap_or(url),
+        slots: slots as u32,
+        announce: args.child,
+        startup_ms,
+        drain_timeout: args.limits.drain_timeout,
+    };
+    presence::with(presence, &shutdown, |until| serve::serve(listener, router(state), args.limits, until))
+        .await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves a loaded model; `run` does the same from flags.
+pub async fn serve(
+    listener: TcpListener,
+    model: Model,
+    settings: Settings,
+    limits: Limits,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let state = state(model, settings, shutdown.clone())?;
+    serve::serve(listener, router(state), limits, shutdown).await;
+    Ok(())
+}
+
+fn state(model: Model, settings: Settings, shutdown: Shutdown) -> anyhow::Result<Arc<State>> {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = settings.threads.unwrap_or(cpus);
+    ensure!((1..=1024).contains(&threads), "--threads must be from 1 to 1024");
+    ensure!(!settings.timeout.is_zero(), "--timeout must be longer than 0");
+    let model = Arc::new(model);
+    let metrics = Arc::new(metrics::Metrics::new(model.name()));
+    let workers = Workers::start(threads, settings, &model, &metrics)?;
+    Ok(Arc::new(State { model, workers, settings, metrics, shutdown }))
+}
+
+fn router(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/predict", post(predict::predict))
+        .route("/v2", get(about))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .with_state(state)
+}
+
+async fn readyz(Shared(state): Shared<Arc<State>>) -> (StatusCode, Json<Readiness>) {
+    let ready = !state.shutdown.is_draining();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let slots = state.workers.threads() as u32;
+    (status, Json(Readiness { ready, model: state.model.name().to_owned(), slots }))
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> axum::response::Response {
+    state.metrics.render()
+}
+
+/// Server metadata in the Open Inference Protocol's form, plus the network that answers.
+async fn about(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
+    Json(serde_json::json!({
+        "name": "elastic",
+        "version": env!("CARGO_PKG_VERSION"),
+        "extensions": [],
+        "model": state.model.name(),
+    }))
 }

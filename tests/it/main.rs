@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
 mod autoscale;
+mod cli;
 mod dispatch;
 mod floors;
 mod kubernetes_scaler;
 mod manifests;
+mod serve_model;
 mod support;
+mod up;

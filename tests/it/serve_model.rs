@@ -70,7 +70,8 @@ async fn every_form_of_a_request_is_answered() {
     assert_eq!(answer.predictions.len(), 2);
     assert_eq!((answer.predictions[0].index, answer.predictions[0].label.as_str()), (GOLDFISH, "goldfish"));
 
-    let mut form = b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n".to_vec();
+    let mut form =
+        b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n".to_vec();
     form.extend_from_slice(&goldfish);
     form.extend_from_slice(b"\r\n--b--\r\n");
     let request = client().post(&url).header("content-type", "multipart/form-data; boundary=b").body(form);
@@ -87,13 +88,19 @@ async fn health_readiness_metadata_and_metrics_tell_what_runs() {
     assert!(get("/v2").await.unwrap().text().await.unwrap().contains("efficientnet_lite0"));
     post(&replica.url, photo("dam.jpg")).await;
     let metrics = get("/metrics").await.unwrap().text().await.unwrap();
-    assert!(metrics.contains(r#"elastic_replica_stage_duration_seconds_count{stage="infer"} 1"#), "{metrics}");
+    assert!(
+        metrics.contains(r#"elastic_replica_stage_duration_seconds_count{stage="infer"} 1"#),
+        "{metrics}"
+    );
     assert!(metrics.contains(r#"elastic_replica_info{model="efficientnet_lite0"} 1"#), "{metrics}");
     replica.shutdown.drain();
 }
 
 /// The photo, written again in another format.
-fn written(format: image::ImageFormat, change: impl Fn(image::DynamicImage) -> image::DynamicImage) -> Vec<u8> {
+fn written(
+    format: image::ImageFormat,
+    change: impl Fn(image::DynamicImage) -> image::DynamicImage,
+) -> Vec<u8> {
     let decoded = change(image::load_from_memory(&photo("goldfish.jpg")).unwrap());
     let mut bytes = Cursor::new(Vec::new());
     decoded.write_to(&mut bytes, format).unwrap();
@@ -124,6 +131,7 @@ fn bomb() -> Vec<u8> {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
     });
     png.extend_from_slice(&(!crc).to_be_bytes());
+    png.extend_from_slice(b"\0\0\0\x08IDAT\x78\x9c\0\0\0\0\0\0\0\0\0\0");
     png
 }
 
@@ -144,7 +152,8 @@ async fn bad_input_is_refused_with_a_reason_and_serving_goes_on() {
         assert!(error.contains(says), "{what}: {error}");
     }
     let request = |path: &str| client().post(format!("{}{path}", replica.url)).body(goldfish.clone());
-    for (path, status) in [("/predict?top_k=0", 400), ("/predict?top_k=1001", 400), ("/predict?top_k=x", 400)] {
+    for (path, status) in [("/predict?top_k=0", 400), ("/predict?top_k=1001", 400), ("/predict?top_k=x", 400)]
+    {
         assert_eq!(refusal(request(path).send().await.unwrap()).await.0, status, "{path}");
     }
     assert_eq!(refusal(request("/nothing").send().await.unwrap()).await.0, 404);

@@ -158,6 +158,9 @@ async fn nothing_is_left_when_the_parent_is_killed() {
     up.child.wait().await.unwrap();
     for url in urls {
         ended(&url).await;
-        assert!(TcpStream::connect(url.strip_prefix("http://").unwrap()).await.is_err(), "{url} still serves");
+        assert!(
+            TcpStream::connect(url.strip_prefix("http://").unwrap()).await.is_err(),
+            "{url} still serves"
+        );
     }
 }
