@@ -6,6 +6,7 @@ mod cli;
 mod dispatch;
 mod floors;
 mod kubernetes_scaler;
+mod load;
 mod manifests;
 mod serve_model;
 mod support;
