@@ -44,6 +44,10 @@ pub enum DecodeError {
     TooMuchMemory,
 }
 
+/// The formats that are read.
+const FORMATS: [ImageFormat; 5] =
+    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
+
 /// Most bytes an image decoder may hold for each pixel allowed: 16-bit RGBA, and as much again to work in.
 const BYTES_PER_PIXEL_MAX: u64 = 16;
 
@@ -71,7 +75,8 @@ fn read(bytes: &[u8], pixels_max: u64) -> Result<(DynamicImage, Orientation), De
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
-    let format = image::guess_format(bytes).map_err(|_| DecodeError::UnknownFormat)?;
+    let format = image::guess_format(bytes).ok().filter(|format| FORMATS.contains(format));
+    let format = format.ok_or(DecodeError::UnknownFormat)?;
     if format == ImageFormat::Jpeg && !jpeg_ends(bytes) {
         // The decoder would fill the missing part with grey and call it a success.
         return Err(DecodeError::Corrupt("the JPEG data ends too early".to_owned()));
@@ -98,11 +103,6 @@ fn read(bytes: &[u8], pixels_max: u64) -> Result<(DynamicImage, Orientation), De
 fn refused(error: ImageError) -> DecodeError {
     match error {
         ImageError::Limits(_) => DecodeError::TooMuchMemory,
-        ImageError::Unsupported(error)
-            if matches!(error.format_hint(), image::error::ImageFormatHint::Unknown) =>
-        {
-            DecodeError::UnknownFormat
-        }
         ImageError::Unsupported(error) => DecodeError::Unsupported(error.to_string()),
         error => DecodeError::Corrupt(error.to_string()),
     }
@@ -148,15 +148,12 @@ fn resize(image: &DynamicImage, preprocessing: &Preprocessing) -> Result<Dynamic
         side,
         side,
     );
-    let transparent = image.color().has_alpha();
-    let pixels = if transparent { PixelType::U8x4 } else { PixelType::U8x3 };
-    let mut square = Image::new(preprocessing.crop, preprocessing.crop, pixels);
     let held;
     let source = match image {
         DynamicImage::ImageRgb8(image) => image.as_raw(),
-        DynamicImage::ImageRgba8(image) => image.as_raw(),
-        image if transparent => {
-            held = image.to_rgba8().into_raw();
+        image if image.color().has_alpha() => {
+            // Before resizing, so that sharp edges of the transparency ring as they would on a white page.
+            held = onto_white(&image.to_rgba8());
             &held
         }
         image => {
@@ -164,10 +161,10 @@ fn resize(image: &DynamicImage, preprocessing: &Preprocessing) -> Result<Dynamic
             &held
         }
     };
-    let source = ImageRef::new(width, height, source, pixels).map_err(|error| failed(&error))?;
+    let mut square = Image::new(preprocessing.crop, preprocessing.crop, PixelType::U8x3);
+    let source = ImageRef::new(width, height, source, PixelType::U8x3).map_err(|error| failed(&error))?;
     Resizer::new().resize(&source, &mut square, &options).map_err(|error| failed(&error))?;
-    let bytes = if transparent { onto_white(square.buffer()) } else { square.into_vec() };
-    RgbImage::from_raw(preprocessing.crop, preprocessing.crop, bytes)
+    RgbImage::from_raw(preprocessing.crop, preprocessing.crop, square.into_vec())
         .map(DynamicImage::ImageRgb8)
         .ok_or_else(|| DecodeError::Corrupt("resizing lost pixels".to_owned()))
 }
@@ -187,7 +184,7 @@ mod tests {
     use crate::model::network::MOBILENET_V2;
     use proptest::prelude::*;
 
-    fn square(image: DynamicImage) -> Vec<f32> {
+    fn square(image: &DynamicImage) -> Vec<f32> {
         let mut bytes = Cursor::new(Vec::new());
         image.write_to(&mut bytes, ImageFormat::Png).unwrap();
         let tensor = decode(bytes.get_ref(), &MOBILENET_V2.preprocessing, 1 << 20).unwrap();
@@ -200,7 +197,7 @@ mod tests {
         let colour = image::Rgb([255, 0, 51]);
         let expected = [(1.0 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225];
         for (width, height) in [(1, 1), (3, 500), (500, 3), (1000, 1), (224, 224), (256, 256), (300, 200)] {
-            let values = square(DynamicImage::ImageRgb8(RgbImage::from_pixel(width, height, colour)));
+            let values = square(&RgbImage::from_pixel(width, height, colour).into());
             for (at, value) in values.iter().enumerate() {
                 assert!((value - expected[at % 3]).abs() < 1e-5, "{width} x {height}, value {at}: {value}");
             }
@@ -211,7 +208,7 @@ mod tests {
     fn transparent_pixels_turn_white() {
         let hidden = image::RgbaImage::from_pixel(40, 40, image::Rgba([9, 9, 9, 0]));
         let white = RgbImage::from_pixel(40, 40, image::Rgb([255; 3]));
-        assert_eq!(square(hidden.into()), square(white.into()));
+        assert_eq!(square(&hidden.into()), square(&white.into()));
         assert_eq!(onto_white(&[100, 0, 255, 128, 1, 2, 3, 255]), [177, 127, 255, 1, 2, 3]);
     }
 
@@ -219,7 +216,7 @@ mod tests {
     fn the_crop_is_the_middle() {
         // The middle 224 of 256 pixels; red tells the column and green the row.
         let image = RgbImage::from_fn(300, 256, |x, y| image::Rgb([(x % 256) as u8, y as u8, 0]));
-        let values = square(image.into());
+        let values = square(&image.into());
         let channel = |row: usize, column: usize, channel: usize| {
             let value = values[(row * 224 + column) * 3 + channel];
             let normalised = &MOBILENET_V2.preprocessing;

@@ -347,5 +347,7 @@ mod tests {
         let batch = Tensor::zeros((2, 224, 224, 3), DType::F32, &Device::Cpu).unwrap();
         assert!(matches!(model.logits(&batch), Err(ModelError::Input { .. })));
         assert_eq!(model.classifier().logits(&batch).unwrap().dims(), [2, 1000]);
+        let poisoned = (batch.narrow(0, 0, 1).unwrap() / 0.0).unwrap();
+        assert!(matches!(model.logits(&poisoned), Err(ModelError::NotFinite)));
     }
 }
