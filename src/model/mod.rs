@@ -46,7 +46,7 @@ pub struct ModelArgs {
     /// Weights of the network: a safetensors file with batch norm folded (see `elastic weights`)
     #[arg(long, env = "ELASTIC_WEIGHTS", value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Folder that holds <NAME>.safetensors and, if other than ImageNet's, the class names
+    /// Folder that holds `NAME.safetensors` and, if other than ImageNet's, the class names
     #[arg(long, env = "ELASTIC_WEIGHTS_DIR", default_value = "weights", value_name = "DIR")]
     pub weights_dir: PathBuf,
     /// Most pixels an image may have, in millions; larger ones are refused before they are decoded

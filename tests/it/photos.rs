@@ -1,4 +1,5 @@
 //! Right answers: recorded logits, labelled photos, odd images, and images that must be refused.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 use candle_core::Device;
 use elastic::model::{DecodeError, Model, ModelArgs};
 use image::metadata::Orientation;
