@@ -19,17 +19,17 @@ pub struct Args {
     #[arg(
         long,
         short = 'k',
-        env = "ELASTIC_TOP_K",
+        env = "ELASTIC_CLASSIFY_TOP_K",
         default_value_t = 5,
         value_name = "N",
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     top_k: u16,
     /// Print a JSON array instead of a table
-    #[arg(long, env = "ELASTIC_JSON")]
+    #[arg(long, env = "ELASTIC_CLASSIFY_JSON")]
     json: bool,
     /// Largest file read, bytes
-    #[arg(long, env = "ELASTIC_BYTES_MAX", default_value_t = 20_000_000, value_name = "BYTES")]
+    #[arg(long, env = "ELASTIC_CLASSIFY_BYTES_MAX", default_value_t = 20_000_000, value_name = "BYTES")]
     bytes_max: u64,
     /// The network.
     #[command(flatten)]

@@ -45,6 +45,10 @@ pub enum DecodeError {
     TooMuchMemory,
 }
 
+/// The formats that are read.
+const FORMATS: [ImageFormat; 5] =
+    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
+
 /// Most bytes an image decoder may hold for each pixel allowed: 16-bit RGBA, and as much again to work in.
 const BYTES_PER_PIXEL_MAX: u64 = 16;
 
@@ -72,7 +76,8 @@ fn read(bytes: &[u8], pixels_max: u64) -> Result<(DynamicImage, Orientation), De
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
-    let format = image::guess_format(bytes).map_err(|_| DecodeError::UnknownFormat)?;
+    let format = image::guess_format(bytes).ok().filter(|format| FORMATS.contains(format));
+    let format = format.ok_or(DecodeError::UnknownFormat)?;
     if format == ImageFormat::Jpeg && !jpeg_ends(bytes) {
         // The decoder would fill the missing part with grey and call it a success.
         return Err(DecodeError::Corrupt("the JPEG data ends too early".to_owned()));
@@ -99,11 +104,6 @@ fn read(bytes: &[u8], pixels_max: u64) -> Result<(DynamicImage, Orientation), De
 fn refused(error: ImageError) -> DecodeError {
     match error {
         ImageError::Limits(_) => DecodeError::TooMuchMemory,
-        ImageError::Unsupported(error)
-            if matches!(error.format_hint(), image::error::ImageFormatHint::Unknown) =>
-        {
-            DecodeError::UnknownFormat
-        }
         ImageError::Unsupported(error) => DecodeError::Unsupported(error.to_string()),
         error => DecodeError::Corrupt(error.to_string()),
     }
@@ -153,6 +153,7 @@ fn resize(image: &DynamicImage, preprocessing: &Preprocessing) -> Result<Dynamic
     let source = match image {
         DynamicImage::ImageRgb8(image) => image.as_raw(),
         image if image.color().has_alpha() => {
+            // Before resizing, so that sharp edges of the transparency ring as they would on a white page.
             held = onto_white(&image.to_rgba8());
             &held
         }

@@ -46,7 +46,7 @@ pub struct ModelArgs {
     /// Weights of the network: a safetensors file with batch norm folded (see `elastic weights`)
     #[arg(long, env = "ELASTIC_WEIGHTS", value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Folder that holds <NAME>.safetensors and, if other than ImageNet's, the class names
+    /// Folder that holds `NAME.safetensors` and, if other than ImageNet's, the class names
     #[arg(long, env = "ELASTIC_WEIGHTS_DIR", default_value = "weights", value_name = "DIR")]
     pub weights_dir: PathBuf,
     /// Most pixels an image may have, in millions; larger ones are refused before they are decoded
@@ -347,5 +347,7 @@ mod tests {
         let batch = Tensor::zeros((2, 224, 224, 3), DType::F32, &Device::Cpu).unwrap();
         assert!(matches!(model.logits(&batch), Err(ModelError::Input { .. })));
         assert_eq!(model.classifier().logits(&batch).unwrap().dims(), [2, 1000]);
+        let poisoned = (batch.narrow(0, 0, 1).unwrap() / 0.0).unwrap();
+        assert!(matches!(model.logits(&poisoned), Err(ModelError::NotFinite)));
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// Folder to put the weights in; made if it is not there
     #[arg(long, env = "ELASTIC_FETCH_DIR", default_value = "weights", value_name = "DIR")]
     dir: PathBuf,
-    /// Folder that may have mobilenet_v2.safetensors; where it does, the file is copied and nothing downloaded
+    /// Folder that may have `mobilenet_v2.safetensors`; where it does, the file is copied and nothing downloaded
     #[arg(long, env = "ELASTIC_WEIGHTS_DIR", value_name = "DIR")]
     from: Option<PathBuf>,
     /// Checkpoint to download
@@ -67,7 +67,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
                 return Ok(());
             }
             Err(error) => {
-                tracing::warn!(%error, "the weights that are there cannot be used, fetching them again")
+                tracing::warn!(%error, "the weights that are there cannot be used, fetching them again");
             }
         }
     }
@@ -77,7 +77,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         if copy(folder, &output)? {
             return Ok(());
         }
-        tracing::warn!(folder = %folder.display(), "the folder does not have the weights, downloading them");
+        tracing::warn!(folder = %folder.display(), "the folder has no other copy of the weights, downloading them");
     }
     let prefix = expected_prefix(&args)?;
     let bytes = download(&args).await.with_context(|| format!("cannot download {}; {WITHOUT}", args.url))?;

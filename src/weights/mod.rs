@@ -3,6 +3,8 @@
 //! **Invariant**: a weights file appears whole and checked, or not at all.
 pub mod checkpoint;
 pub mod convert;
+#[cfg(test)]
+mod equivalence;
 mod fetch;
 pub mod pickle;
 #[cfg(test)]
@@ -13,6 +15,7 @@ use crate::model::{self, network_name, weights};
 use anyhow::Context as _;
 use candle_core::DType;
 use clap::{Subcommand, ValueEnum};
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +30,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Put mobilenet_v2.safetensors in place: from a folder, else from torchvision's public checkpoint
+    /// Put `mobilenet_v2.safetensors` in place: from a folder, else from torchvision's public checkpoint
     Fetch(fetch::Args),
     /// Make a weights file from a PyTorch checkpoint (.pth) or a safetensors file, folding batch norm
     Convert(ConvertArgs),
@@ -104,7 +107,7 @@ fn list(args: &ListArgs) -> String {
         };
         let embedded = if model::embedded(network).is_some() { "yes" } else { "no" };
         let size = network.input_size();
-        table.push_str(&format!("{:<20}{size:>6}  {embedded:<9}{state}\n", network.name));
+        let _ = writeln!(table, "{:<20}{size:>6}  {embedded:<9}{state}", network.name);
     }
     table
 }

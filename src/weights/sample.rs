@@ -16,7 +16,9 @@ fn integer(out: &mut Vec<u8>, value: usize) {
 
 fn sizes(out: &mut Vec<u8>, sizes: &[usize]) {
     out.push(b'(');
-    sizes.iter().for_each(|size| integer(out, *size));
+    for size in sizes {
+        integer(out, *size);
+    }
     out.push(b't');
 }
 

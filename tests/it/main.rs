@@ -8,6 +8,7 @@ mod floors;
 mod kubernetes_scaler;
 mod load;
 mod manifests;
+mod photos;
 mod serve_model;
 mod support;
 mod up;

@@ -14,8 +14,8 @@ fn values(seed: u64, length: usize) -> Vec<f32> {
 fn naive_padding(padding: Padding, kernel: usize, stride: usize, size: usize) -> (usize, usize) {
     match padding {
         Padding::Symmetric => {
-            let side = (kernel - 1) / 2;
-            (side, (size + 2 * side - kernel) / stride + 1)
+            let before = (kernel - 1) / 2;
+            (before, (size + 2 * before - kernel) / stride + 1)
         }
         Padding::Same => {
             let outputs = size.div_ceil(stride);

@@ -52,7 +52,7 @@ fn args(folder: &Path, url: String) -> Args {
 async fn failure(args: Args) -> String {
     let folder = args.dir.clone();
     let error = format!("{:#}", run(args).await.unwrap_err());
-    let left = std::fs::read_dir(folder).map(Iterator::count).unwrap_or(0);
+    let left = std::fs::read_dir(folder).map_or(0, Iterator::count);
     assert_eq!(left, 0, "after: {error}");
     error
 }
