@@ -123,10 +123,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             window: 1000,
-            window_age: Duration::from_secs(600),
+            window_age: Duration::from_mins(10),
             promise: Duration::from_millis(500),
             target_latency: Duration::from_millis(330),
-            history_age: Duration::from_secs(600),
+            history_age: Duration::from_mins(10),
             second_samples_max: 10_000,
             sources_max: 64,
             source_age: Duration::from_secs(10),

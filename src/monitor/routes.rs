@@ -163,9 +163,9 @@ async fn stats(
         Some(_) => return Err(wrong()),
     };
     let (mut state, now) = shared.lock();
-    let stats: Stats = state.stats(now, seconds);
+    let current: Stats = state.stats(now, seconds);
     drop(state);
-    Ok(fresh(stats))
+    Ok(fresh(current))
 }
 
 async fn history(
@@ -192,9 +192,9 @@ async fn decisions(Extract(shared): Extract<Arc<Shared>>) -> Result<Response, Ap
 
 async fn metrics(Extract(shared): Extract<Arc<Shared>>) -> Response {
     let (mut state, now) = shared.lock();
-    let stats = state.stats(now, None);
+    let current = state.stats(now, None);
     drop(state);
-    shared.exposition.render(&stats)
+    shared.exposition.render(&current)
 }
 
 async fn healthz() -> &'static str {

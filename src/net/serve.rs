@@ -54,9 +54,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => {
-            return Err(format!("{text:?} is no duration: write a number and us, ms, s, m or h, as in 250ms"));
-        }
+        _ => return Err(format!("{text:?} is no duration: write a number and us, ms, s, m or h, as in 250ms")),
     };
     let number: f64 = number.parse().map_err(|_| format!("{text:?} does not start with a number"))?;
     Duration::try_from_secs_f64(number * unit_s).map_err(|_| format!("{text:?} is too long"))
@@ -137,8 +135,9 @@ async fn accept(
 ///
 /// Answers 413 above the limit, 408 after the time-out and 400 when the client breaks off.
 pub async fn read_body(body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, ApiError> {
-    let too_large =
-        || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {bytes_max} bytes"));
+    let too_large = || {
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {bytes_max} bytes"))
+    };
     // A stated length over the limit is refused before a byte of it is read.
     if http_body::Body::size_hint(&body).lower() > bytes_max as u64 {
         return Err(too_large());
