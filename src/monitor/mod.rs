@@ -84,7 +84,7 @@ pub struct Args {
     pub limits: Limits,
 }
 
-/// What the monitor runs with. `Default` is what the flags default to; [`serve`] checks it.
+/// What the monitor runs with. `Default` is what the flags default to; [`serve()`] checks it.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Latencies in the rolling window, 1 to a million.
@@ -219,7 +219,7 @@ pub async fn serve(listener: TcpListener, config: Config, shutdown: Shutdown) ->
     Ok(())
 }
 
-/// The monitor's routes over a fresh memory, for tests and for [`serve`]. Time starts now.
+/// The monitor's routes over a fresh memory, for tests and for [`serve()`]. Time starts now.
 pub fn router(config: Config, shutdown: Shutdown) -> anyhow::Result<Router> {
     let shared = routes::Shared::new(config.check()?, shutdown)?;
     Ok(routes::router(Arc::new(shared)))
