@@ -227,7 +227,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stall_shows_in_the_latency_of_everything_that_was_due_meanwhile() {
-        let plan = plan("10\n10\n");
+        let plan = plan("10\n5\n");
         let stalled = Target { stall: Duration::from_secs(1), ..Target::new(5) };
         let (record, _) = send(run(&plan, 64, Shutdown::new()), stalled).await.unwrap();
         let Some(Quantile::Answered(p99_us)) = record.latency.quantile(990) else { panic!() };

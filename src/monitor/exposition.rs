@@ -123,7 +123,9 @@ impl Exposition {
         self.slots.set(stats.slots.into());
         for state in STATES {
             let count = stats.replicas.iter().filter(|replica| replica.state == state).count();
-            self.replicas.get_or_create(&ByState { state: state_label(state) }).set(count as i64);
+            self.replicas
+                .get_or_create(&ByState { state: state_label(state) })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         set(&self.p50, stats.p50_ms.map(|ms| ms / 1e3));
         set(&self.p99, stats.p99_ms.map(|ms| ms / 1e3));

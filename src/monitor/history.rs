@@ -184,7 +184,7 @@ mod tests {
         history.record(&report(&[(Outcome::Ok, 20.0), (Outcome::Shed, 0.1), (Outcome::Timeout, 900.0)]));
         history.advance(Duration::from_millis(999), |_| one_source(2));
         assert!(history.since(None).is_empty());
-        history.advance(Duration::from_millis(1000), |_| one_source(2));
+        history.advance(Duration::from_secs(1), |_| one_source(2));
         let [point] = history.since(None)[..] else { panic!("one point") };
         assert_eq!((point.t_s, point.arrivals, point.ok, point.shed, point.errors), (0, 3, 1, 1, 1));
         assert_eq!((point.p50_ms, point.p99_ms), (Some(500.0), Some(900.0)));

@@ -30,9 +30,9 @@ use tokio::net::TcpListener;
 /// Flags of `elastic monitor`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Address to listen on
+    /// Address to listen on; 0.0.0.0 for every interface
     // Not ELASTIC_MONITOR_PORT: Kubernetes sets that to a URL beside a service called elastic-monitor.
-    #[arg(long, env = "ELASTIC_MONITOR_LISTEN_HOST", default_value = "0.0.0.0", value_name = "ADDRESS")]
+    #[arg(long, env = "ELASTIC_MONITOR_LISTEN_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub host: String,
     /// Port to listen on; 0 takes a free one
     #[arg(long, env = "ELASTIC_MONITOR_LISTEN_PORT", default_value_t = 8090, value_name = "PORT")]
@@ -84,7 +84,7 @@ pub struct Args {
     pub limits: Limits,
 }
 
-/// What the monitor runs with. `Default` is what the flags default to; [`serve`] checks it.
+/// What the monitor runs with. `Default` is what the flags default to; [`serve()`] checks it.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Latencies in the rolling window, 1 to a million.
@@ -123,10 +123,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             window: 1000,
-            window_age: Duration::from_secs(600),
+            window_age: Duration::from_mins(10),
             promise: Duration::from_millis(500),
             target_latency: Duration::from_millis(330),
-            history_age: Duration::from_secs(600),
+            history_age: Duration::from_mins(10),
             second_samples_max: 10_000,
             sources_max: 64,
             source_age: Duration::from_secs(10),
@@ -219,7 +219,7 @@ pub async fn serve(listener: TcpListener, config: Config, shutdown: Shutdown) ->
     Ok(())
 }
 
-/// The monitor's routes over a fresh memory, for tests and for [`serve`]. Time starts now.
+/// The monitor's routes over a fresh memory, for tests and for [`serve()`]. Time starts now.
 pub fn router(config: Config, shutdown: Shutdown) -> anyhow::Result<Router> {
     let shared = routes::Shared::new(config.check()?, shutdown)?;
     Ok(routes::router(Arc::new(shared)))

@@ -155,7 +155,7 @@ async fn stats(
     Extract(shared): Extract<Arc<Shared>>,
     query: Result<Query<StatsQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let Query(query) = query.map_err(|error| unread(&error, "?seconds=10"))?;
     let wrong = || ApiError::bad_request("seconds must be a positive number, as in ?seconds=10");
     let seconds = match query.seconds {
         None => None,
@@ -163,16 +163,16 @@ async fn stats(
         Some(_) => return Err(wrong()),
     };
     let (mut state, now) = shared.lock();
-    let stats: Stats = state.stats(now, seconds);
+    let current: Stats = state.stats(now, seconds);
     drop(state);
-    Ok(fresh(stats))
+    Ok(fresh(current))
 }
 
 async fn history(
     Extract(shared): Extract<Arc<Shared>>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let Query(query) = query.map_err(|error| unread(&error, "?since=120"))?;
     let (mut state, now) = shared.lock();
     let points = state.history(now, query.since);
     drop(state);
@@ -192,9 +192,9 @@ async fn decisions(Extract(shared): Extract<Arc<Shared>>) -> Result<Response, Ap
 
 async fn metrics(Extract(shared): Extract<Arc<Shared>>) -> Response {
     let (mut state, now) = shared.lock();
-    let stats = state.stats(now, None);
+    let current = state.stats(now, None);
     drop(state);
-    shared.exposition.render(&stats)
+    shared.exposition.render(&current)
 }
 
 async fn healthz() -> &'static str {
@@ -206,6 +206,13 @@ async fn readyz(Extract(shared): Extract<Arc<Shared>>) -> Result<&'static str, A
         return Err(ApiError::unavailable("shutting down"));
     }
     Ok("ready")
+}
+
+/// A query that does not parse, with an example of one that does.
+fn unread(error: &QueryRejection, example: &str) -> ApiError {
+    let text = error.body_text();
+    let why = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+    ApiError::bad_request(format!("the query does not parse ({why}); write it as {example}"))
 }
 
 /// JSON that no cache may keep: it is old a moment later.

@@ -1,6 +1,6 @@
 //! The dispatchers that report, and what they know together.
 //!
-//! **Invariant**: at most `sources_max` sources; of each only its latest report's gauges count, and those only
+//! **Invariant**: at most `limit` sources; of each only its latest report's gauges count, and those only
 //! while it is no older than `age_max`.
 use crate::net::wire::{ReplicaState, ReplicaStatus, Report};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ struct Source {
 /// Every dispatcher that reports, by name.
 #[derive(Debug)]
 pub(super) struct Sources {
-    sources_max: usize,
+    limit: usize,
     age_max: Duration,
     by_name: BTreeMap<String, Source>,
     reported_at: Option<Duration>,
@@ -67,8 +67,8 @@ pub(super) enum Admission {
 
 impl Sources {
     /// No dispatcher yet.
-    pub(super) fn new(sources_max: usize, age_max: Duration) -> Self {
-        Self { sources_max, age_max, by_name: BTreeMap::new(), reported_at: None }
+    pub(super) fn new(limit: usize, age_max: Duration) -> Self {
+        Self { limit, age_max, by_name: BTreeMap::new(), reported_at: None }
     }
 
     /// Takes over the gauges of a report, unless its sequence was seen before.
@@ -79,7 +79,7 @@ impl Sources {
         match self.by_name.get(&report.source) {
             Some(known) if report.sequence <= known.sequence => return Admission::Repeated,
             Some(_) => {}
-            None if self.by_name.len() < self.sources_max => {}
+            None if self.by_name.len() < self.limit => {}
             None => match self.longest_silent(now) {
                 Some(name) => drop(self.by_name.remove(&name)),
                 None => return Admission::TooManySources,

@@ -241,9 +241,9 @@ mod tests {
         requests.extend(vec![ended(Outcome::Shed, 0.2); 50]);
         requests.push(ended(Outcome::Aborted, 30.0));
         state.record(at_s(1), &report(1, requests)).unwrap();
-        let stats = state.stats(at_s(1), None);
-        assert_eq!((stats.p90_ms, stats.p99_ms, stats.shed, stats.errors), (Some(500.0), Some(500.0), 50, 1));
-        assert_eq!((stats.arrival_rps, stats.throughput_rps), (Some(101.0), Some(50.0)));
+        let seen = state.stats(at_s(1), None);
+        assert_eq!((seen.p90_ms, seen.p99_ms, seen.shed, seen.errors), (Some(500.0), Some(500.0), 50, 1));
+        assert_eq!((seen.arrival_rps, seen.throughput_rps), (Some(101.0), Some(50.0)));
     }
 
     #[test]
@@ -255,8 +255,8 @@ mod tests {
         assert_eq!(state.record(at_s(2), &report(4, vec![ended(Outcome::Shed, 1.0)])), Ok(false));
         // A gap is no reason to refuse: the monitor may have missed reports, or been restarted.
         assert_eq!(state.record(at_s(3), &report(9, vec![ended(Outcome::Shed, 1.0)])), Ok(true));
-        let stats = state.stats(at_s(3), None);
-        assert_eq!((stats.samples, stats.shed, stats.age_s), (2, 2, Some(0.0)));
+        let seen = state.stats(at_s(3), None);
+        assert_eq!((seen.samples, seen.shed, seen.age_s), (2, 2, Some(0.0)));
     }
 
     #[test]

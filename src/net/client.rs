@@ -25,6 +25,7 @@ pub fn builder() -> reqwest::ClientBuilder {
         .user_agent(concat!("elastic/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(2))
         .tcp_nodelay(true)
+        .no_proxy()
 }
 
 /// Checks a base URL and cuts the slash at its end: `http://host:port`.

@@ -92,6 +92,10 @@ async fn seconds_restricts_the_percentiles() {
     tokio::time::advance(Duration::from_secs(5)).await;
     assert_eq!(read(&monitor, "/stats?seconds=2.5").await.json()["p99_ms"], Value::Null);
     assert_eq!(read(&monitor, "/stats?seconds=10").await.json()["p99_ms"], json!(1500.0));
+    assert_eq!(
+        read(&monitor, "/stats?seconds=ten").await.error(),
+        "the query does not parse (seconds: invalid float literal); write it as ?seconds=10"
+    );
     for wrong in
         ["seconds=0", "seconds=-1", "seconds=NaN", "seconds=inf", "seconds=ten", "seconds=", "second=1"]
     {
