@@ -47,7 +47,7 @@ impl Command {
     /// Runs the mode until it is done or `shutdown` asks it to stop.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Up(args) => up::run(args, shutdown).await,
+            Self::Up(args) => Box::pin(up::run(args, shutdown)).await,
             Self::ServeModel(args) => serve_model::run(args, shutdown).await,
             Self::Dispatch(args) => dispatch::run(args, shutdown).await,
             Self::Monitor(args) => monitor::run(args, shutdown).await,

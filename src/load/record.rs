@@ -73,6 +73,7 @@ pub(crate) struct Ended {
     /// When it was handed to the HTTP client, or refused for the cap.
     pub(crate) sent: Duration,
     /// When its answer was there as a whole.
+    #[allow(clippy::struct_field_names)] // due, sent, ended: the three instants of a request
     pub(crate) ended: Duration,
     /// How it ended.
     pub(crate) outcome: Outcome,
