@@ -110,7 +110,9 @@ impl Report {
         let duration_s = record.last_ended.as_secs_f64();
         let slo = judgement.slo_p99.map(|slo| {
             let p99_ms_max = slo.as_secs_f64() * 1000.0;
-            Slo { p99_ms_max, held: latency_ms.p99.is_some_and(|p99| p99 <= p99_ms_max) }
+            // A miss holds no promise, however long one was allowed to take.
+            let answered = matches!(record.latency.quantile(990), Some(Quantile::Answered(_)));
+            Slo { p99_ms_max, held: answered && latency_ms.p99.is_some_and(|p99| p99 <= p99_ms_max) }
         });
         let second = |(t, row): (usize, &super::record::Row)| Second {
             t,
@@ -274,6 +276,7 @@ mod tests {
         let report = Report::new(&record(&outcomes), &judgement(500));
         assert_eq!(report.latency_ms.p99, Some(5000.0));
         assert!(!report.is_good());
+        assert!(!Report::new(&record(&outcomes), &judgement(60_000)).is_good(), "a miss held the promise");
         assert_eq!((report.ok, report.failed, report.shed), (98, 1, 1));
     }
 

@@ -22,11 +22,12 @@ async fn load(url: &str, rates: &str, flags: &[&str]) -> Ran {
     let (workload, report) = (folder.path().join("w.txt"), folder.path().join("r.json"));
     std::fs::write(&workload, rates).unwrap();
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_elastic"))
-        .args(["load", "--target", url, "--photos", PHOTOS, "--speed", "2", "--lag-max", "5s", "--workload"])
+        .args(["load", "--target", url, "--speed", "2", "--lag-max", "5s", "--workload"])
         .arg(&workload)
         .arg("--json")
         .arg(&report)
         .args(flags)
+        .env("ELASTIC_LOAD_PHOTOS", PHOTOS)
         .output()
         .await
         .unwrap();
@@ -89,7 +90,7 @@ async fn refusals_and_errors_are_told_apart_and_break_the_promise() {
         }
     });
     let service = Running::router(router().route("/predict", answer)).await;
-    let ran = load(&service.url, "40\n", &["--slo-p99", "5s"]).await;
+    let ran = load(&service.url, "40\n", &["--slo-p99", "1m"]).await;
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     let report = ran.report;
     assert_eq!((&report["ok"], &report["shed"], &report["failed"]), (&10.into(), &5.into(), &5.into()));
