@@ -44,6 +44,9 @@ pub struct Args {
     pace: Option<Duration>,
     #[command(flatten)]
     model: ModelArgs,
+    /// How the dispatcher binds requests to replicas
+    #[arg(long, env = "ELASTIC_DISPATCH_POLICY", default_value = "central", value_name = "POLICY")]
+    dispatch_policy: dispatch::Policy,
     #[command(flatten)]
     dispatch: dispatch::Settings,
     #[command(flatten)]
@@ -84,8 +87,8 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
         args.autoscale.replicas_min,
     );
     let autoscaler = autoscale::Config::new(&args.autoscale, &addresses.monitor, false, limits)?;
-    let dispatcher =
-        dispatch::Config::new(args.dispatch, Some(addresses.monitor.clone()), &[], None, limits)?;
+    let peers = dispatch::Peers { monitor: Some(addresses.monitor.clone()), ..dispatch::Peers::default() };
+    let dispatcher = dispatch::Config::new(args.dispatch_policy, args.dispatch, peers, limits)?;
     let monitor = monitor::Config {
         decisions: Some(addresses.autoscale.parse()?),
         target_latency: args.autoscale.p99_target,

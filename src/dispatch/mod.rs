@@ -47,6 +47,9 @@ pub struct Args {
     /// Address of the registration port; whoever reaches it can direct traffic
     #[arg(long, env = "ELASTIC_ADMIN_LISTEN_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
     admin_host: String,
+    /// How requests are bound to replicas
+    #[arg(long, env = "ELASTIC_DISPATCH_POLICY", default_value = "central", value_name = "POLICY")]
+    policy: Policy,
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
@@ -57,9 +60,6 @@ pub struct Args {
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "dispatch_settings")]
 pub struct Settings {
-    /// How requests are bound to replicas
-    #[arg(long, env = "ELASTIC_DISPATCH_POLICY", default_value = "central", value_name = "POLICY")]
-    pub dispatch_policy: Policy,
     /// Seed of the random policy
     #[arg(long, env = "ELASTIC_DISPATCH_SEED", default_value_t = 1, value_name = "N")]
     pub dispatch_seed: u64,
@@ -101,49 +101,54 @@ pub struct Settings {
 /// How long a connection to a replica is kept idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Who a dispatcher works with.
+#[derive(Clone, Debug, Default)]
+pub struct Peers {
+    /// Base URL of the monitor.
+    pub monitor: Option<String>,
+    /// Base URLs of replicas.
+    pub replicas: Vec<String>,
+    /// `NAME:PORT` whose DNS addresses are all replicas.
+    pub replica_dns: Option<String>,
+}
+
 /// Checked settings of a dispatcher.
 #[derive(Clone, Debug)]
 pub struct Config {
+    policy: Policy,
     settings: Settings,
-    monitor: Option<String>,
-    replicas: Vec<String>,
-    replica_dns: Option<String>,
+    peers: Peers,
     limits: Limits,
 }
 
 impl Config {
-    /// Checks what a dispatcher is told; `replicas` are base URLs.
-    pub fn new(
-        settings: Settings,
-        monitor: Option<String>,
-        replicas: &[String],
-        replica_dns: Option<String>,
-        limits: Limits,
-    ) -> anyhow::Result<Self> {
+    /// Checks what a dispatcher is told.
+    pub fn new(policy: Policy, settings: Settings, peers: Peers, limits: Limits) -> anyhow::Result<Self> {
         ensure!(!settings.timeout.is_zero(), "--timeout must be longer than 0");
         ensure!(!settings.probe_interval.is_zero(), "--probe-interval must be longer than 0");
         ensure!(!settings.report_interval.is_zero(), "--report-interval must be longer than 0");
         ensure!(settings.report_buffer_max > 0, "--report-buffer-max must be at least 1");
-        let monitor = monitor.map(|url| client::base_url(&url).context("--monitor")).transpose()?;
-        let replicas = replicas
-            .iter()
-            .map(|url| client::base_url(url).context("--replica"))
-            .collect::<Result<_, _>>()?;
-        if let Some(name) = &replica_dns {
+        let base_url = |flag: &'static str, url: &str| client::base_url(url).context(flag);
+        let monitor = peers.monitor.map(|url| base_url("--monitor", &url)).transpose()?;
+        let replicas =
+            peers.replicas.iter().map(|url| base_url("--replica", url)).collect::<Result<_, _>>()?;
+        if let Some(name) = &peers.replica_dns {
             let port = name.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
             ensure!(port.is_some(), "--replica-dns {name}: write NAME:PORT, as in model:8081");
         }
-        Ok(Self { settings, monitor, replicas, replica_dns, limits })
+        let peers = Peers { monitor, replicas, replica_dns: peers.replica_dns };
+        Ok(Self { policy, settings, peers, limits })
     }
 }
 
 /// Runs a dispatcher until `shutdown` asks it to stop.
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
-    let config = Config::new(args.settings, args.monitor, &args.replicas, args.replica_dns, args.limits)?;
+    let peers = Peers { monitor: args.monitor, replicas: args.replicas, replica_dns: args.replica_dns };
     ensure!(
-        !config.replicas.is_empty() || config.replica_dns.is_some() || args.admin_port.is_some(),
+        !peers.replicas.is_empty() || peers.replica_dns.is_some() || args.admin_port.is_some(),
         "no way to find replicas: give --replica URL, --replica-dns NAME:PORT or --admin-port PORT"
     );
+    let config = Config::new(args.policy, args.settings, peers, args.limits)?;
     let listener = serve::bind(&args.host, args.port).await?;
     let admin = match args.admin_port {
         Some(port) => Some(serve::bind(&args.admin_host, port).await?),
@@ -161,7 +166,7 @@ pub async fn serve(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let url = serve::local_url(&listener)?;
-    tracing::info!(url, policy = ?config.settings.dispatch_policy, "dispatching");
+    tracing::info!(url, policy = ?config.policy, "dispatching");
     let metrics = Arc::new(metrics::Metrics::new());
     let reporter = report::Reporter::new(&config, Arc::clone(&metrics))?;
     let pool = Pool::new(&config);

@@ -109,14 +109,14 @@ pub(super) struct Snapshot {
 impl Pool {
     pub(super) fn new(config: &Config) -> Arc<Self> {
         let settings = &config.settings;
-        let queue = Queue::new(settings.dispatch_policy, settings.waiting_max, settings.dispatch_seed);
+        let queue = Queue::new(config.policy, settings.waiting_max, settings.dispatch_seed);
         let inner = Inner { queue, replicas: BTreeMap::new(), waiters: HashMap::new(), next_id: 0 };
         let pool = Arc::new(Self {
             started: Instant::now(),
             replicas_known_max: settings.replicas_known_max,
             inner: Mutex::new(inner),
         });
-        for url in &config.replicas {
+        for url in &config.peers.replicas {
             pool.learn(url, Source::Listed);
         }
         pool

@@ -29,7 +29,7 @@ pub(super) async fn watch(state: Arc<State>, shutdown: Shutdown) {
 }
 
 async fn round(state: &Arc<State>) {
-    if let Some(name) = &state.config.replica_dns {
+    if let Some(name) = &state.config.peers.replica_dns {
         resolve(state, name).await;
     }
     let mut looks = JoinSet::new();

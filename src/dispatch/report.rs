@@ -34,7 +34,7 @@ pub(super) struct Reporter {
 impl Reporter {
     pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            monitor: config.monitor.clone(),
+            monitor: config.peers.monitor.clone(),
             interval: config.settings.report_interval,
             buffer_max: config.settings.report_buffer_max,
             // The time tells a dispatcher from its predecessor, the number from its neighbours.

@@ -41,6 +41,15 @@ fn scaler(script: &Script, replicas: u32) -> Arc<ProcessScaler> {
     ProcessScaler::new(spawn, replicas)
 }
 
+/// Supervises the children until the shutdown drains.
+fn supervise(scaler: &Arc<ProcessScaler>) -> (Shutdown, JoinSet<()>) {
+    let shutdown = Shutdown::new();
+    let mut supervised = JoinSet::new();
+    let (supervisor, stop) = (Arc::clone(scaler), shutdown.clone());
+    supervised.spawn(async move { supervisor.supervise(stop).await });
+    (shutdown, supervised)
+}
+
 /// Waits until the fleet looks as expected; the test's own time-out is the limit.
 async fn until(scaler: &ProcessScaler, expected: impl Fn(&ProcessScaler) -> bool) {
     let reached = async {
@@ -64,10 +73,7 @@ fn all_ready(scaler: &ProcessScaler, count: usize) -> bool {
 async fn children_are_started_replaced_and_drained_youngest_first() {
     let script = script(GOOD);
     let scaler = scaler(&script, 1);
-    let shutdown = Shutdown::new();
-    let mut supervised = JoinSet::new();
-    let (supervisor, stop) = (Arc::clone(&scaler), shutdown.clone());
-    supervised.spawn(async move { supervisor.supervise(stop).await });
+    let (shutdown, supervised) = supervise(&scaler);
     until(&scaler, |scaler| all_ready(scaler, 1)).await;
     scaler.scale_to(3);
     until(&scaler, |scaler| all_ready(scaler, 3)).await;
@@ -90,10 +96,7 @@ async fn children_are_started_replaced_and_drained_youngest_first() {
 async fn a_child_that_does_not_drain_is_killed() {
     let script = script(STUBBORN);
     let scaler = scaler(&script, 1);
-    let shutdown = Shutdown::new();
-    let mut supervised = JoinSet::new();
-    let (supervisor, stop) = (Arc::clone(&scaler), shutdown.clone());
-    supervised.spawn(async move { supervisor.supervise(stop).await });
+    let (shutdown, supervised) = supervise(&scaler);
     until(&scaler, |scaler| all_ready(scaler, 1)).await;
     shutdown.drain();
     supervised.join_all().await;
@@ -104,10 +107,7 @@ async fn a_child_that_does_not_drain_is_killed() {
 async fn children_that_crash_are_no_capacity_and_are_started_ever_more_slowly() {
     let script = script(CRASHING);
     let scaler = scaler(&script, 2);
-    let shutdown = Shutdown::new();
-    let mut supervised = JoinSet::new();
-    let (supervisor, stop) = (Arc::clone(&scaler), shutdown.clone());
-    supervised.spawn(async move { supervisor.supervise(stop).await });
+    let (shutdown, supervised) = supervise(&scaler);
     until(&scaler, |scaler| !scaler.replicas().is_empty()).await;
     until(&scaler, |scaler| scaler.replicas().is_empty()).await;
     assert_eq!(scaler.observe(), ReplicaCounts { desired: 2, ready: 0, starting: 2 });

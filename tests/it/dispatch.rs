@@ -3,7 +3,7 @@ use crate::support::{Running, client, flags};
 use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use elastic::dispatch::{self, Config, Settings};
+use elastic::dispatch::{self, Config, Peers, Policy, Settings};
 use elastic::net::serve::Limits;
 use elastic::net::wire::{DEADLINE_HEADER, Outcome, Readiness, Registration, ReplicaState, Report};
 use http::StatusCode;
@@ -50,10 +50,19 @@ fn replica(name: &'static str, permits: usize) -> (Replica, mpsc::UnboundedRecei
 }
 
 async fn dispatcher(settings: &[&str], replicas: &[&str], monitor: Option<&str>) -> Running {
+    dispatcher_with(Policy::Central, settings, replicas, monitor).await
+}
+
+async fn dispatcher_with(
+    policy: Policy,
+    settings: &[&str],
+    replicas: &[&str],
+    monitor: Option<&str>,
+) -> Running {
+    let replicas = replicas.iter().map(ToString::to_string).collect();
+    let peers = Peers { monitor: monitor.map(ToOwned::to_owned), replicas, replica_dns: None };
     let settings: Settings = flags(settings);
-    let replicas: Vec<_> = replicas.iter().map(ToString::to_string).collect();
-    let monitor = monitor.map(ToOwned::to_owned);
-    let config = Config::new(settings, monitor, &replicas, None, Limits::default()).unwrap();
+    let config = Config::new(policy, settings, peers, Limits::default()).unwrap();
     Running::start(|listener, shutdown| async move {
         dispatch::serve(listener, None, config, shutdown).await.unwrap();
     })
@@ -118,12 +127,12 @@ async fn no_request_is_lost_when_a_replica_breaks_off() {
     let (good, _arrivals) = replica("good", 1000);
     let good = good.start().await;
     let (bad, _tasks) = breaking().await;
-    for policy in ["central", "random", "round-robin", "least-outstanding"] {
-        let flags = ["--dispatch-policy", policy, "--probe-interval", "20ms", "--retries-max", "50"];
-        let door = dispatcher(&flags, &[&bad, &good.url], None).await;
+    for policy in [Policy::Central, Policy::Random, Policy::RoundRobin, Policy::LeastOutstanding] {
+        let flags = ["--probe-interval", "20ms", "--retries-max", "50"];
+        let door = dispatcher_with(policy, &flags, &[&bad, &good.url], None).await;
         for _ in 0..20 {
             let answer = predict(&door.url, "x").await;
-            assert_eq!(answer.status(), StatusCode::OK, "{policy}");
+            assert_eq!(answer.status(), StatusCode::OK, "{policy:?}");
             assert_eq!(answer.text().await.unwrap(), "good 1");
         }
     }
@@ -142,7 +151,8 @@ async fn a_replica_that_always_breaks_off_is_a_502_and_not_an_endless_retry() {
 
 /// A dispatcher that has no replicas but those that register at the URL returned with it.
 async fn registry(settings: &[&str]) -> (Running, String) {
-    let config = Config::new(flags(settings), None, &[], None, Limits::default()).unwrap();
+    let config =
+        Config::new(Policy::Central, flags(settings), Peers::default(), Limits::default()).unwrap();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin_url = format!("http://{}/replicas", admin.local_addr().unwrap());
     let door = Running::start(|listener, shutdown| async move {
