@@ -1,6 +1,6 @@
 //! One request through the dispatcher: wait for a slot, hand on, try again elsewhere when a replica breaks.
 //!
-//! **Invariant**: every request that arrived is reported exactly once, also when its client goes away.
+//! **Invariant**: every request that arrived whole is reported exactly once, also when its client goes away.
 use super::State;
 use super::pool::{Refusal, Slot};
 use super::wire::{DEADLINE_HEADER, Ended, Outcome, ReplicaState, SERVER_TIMING};
@@ -65,11 +65,16 @@ enum Try {
 
 /// Handles a request that a replica is to answer.
 pub(super) async fn forward(Shared(state): Shared<Arc<State>>, request: Request) -> Response {
-    let arrived_at = Instant::now();
+    // What cannot be read is no work for the replicas: a client that dawdles must not look like a slow fleet.
+    let forwarded = match receive(&state, request, Instant::now()).await {
+        Ok(forwarded) => forwarded,
+        Err(error) => return error.into_response(),
+    };
     state.reporter.arrived();
+    let arrived_at = Instant::now();
     // Until something better is known: whoever drops this future is a client that went away.
     let mut account = Account { state: &state, arrived_at, service: None, outcome: Outcome::Aborted };
-    let (response, outcome) = match route(&state, request, arrived_at, &mut account.service).await {
+    let (response, outcome) = match route(&state, &forwarded, arrived_at, &mut account.service).await {
         Ok(response) if response.status().is_server_error() => {
             let shed = response.status() == StatusCode::SERVICE_UNAVAILABLE;
             (response, if shed { Outcome::Shed } else { Outcome::Error })
@@ -79,7 +84,6 @@ pub(super) async fn forward(Shared(state): Shared<Arc<State>>, request: Request)
             let outcome = match error.status {
                 StatusCode::SERVICE_UNAVAILABLE => Outcome::Shed,
                 StatusCode::GATEWAY_TIMEOUT => Outcome::Timeout,
-                status if status.is_client_error() => Outcome::Ok,
                 _ => Outcome::Error,
             };
             (error.into_response(), outcome)
@@ -89,15 +93,11 @@ pub(super) async fn forward(Shared(state): Shared<Arc<State>>, request: Request)
     response
 }
 
-async fn route(
-    state: &State,
-    request: Request,
-    arrived_at: Instant,
-    service: &mut Option<Duration>,
-) -> Result<Response, ApiError> {
+/// Reads the whole request; its time runs from `head_at`, when its head was there.
+async fn receive(state: &State, request: Request, head_at: Instant) -> Result<Forwarded, ApiError> {
     let settings = &state.config.settings;
     let (head, body) = request.into_parts();
-    let expires_at = arrived_at + time_allowed(&head.headers, settings.timeout)?;
+    let expires_at = head_at + time_allowed(&head.headers, settings.timeout)?;
     let body = read_body(body, settings.body_bytes_max, settings.body_timeout).await?;
     let mut headers = HeaderMap::new();
     for name in REQUEST_HEADERS {
@@ -106,14 +106,23 @@ async fn route(
         }
     }
     let path_and_query = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let forwarded = Forwarded { method: head.method, path_and_query, headers, body, expires_at };
-    let queued_at = Instant::now();
+    Ok(Forwarded { method: head.method, path_and_query, headers, body, expires_at })
+}
+
+async fn route(
+    state: &State,
+    forwarded: &Forwarded,
+    arrived_at: Instant,
+    service: &mut Option<Duration>,
+) -> Result<Response, ApiError> {
+    let settings = &state.config.settings;
+    let expires_at = forwarded.expires_at;
     let mut place = Place::Back;
     let mut retries = 0;
     loop {
         let slot = state.pool.acquire(expires_at, place).await.map_err(|refusal| refused(&refusal))?;
-        let waited = slot.since - queued_at;
-        let outcome = attempt(state, &slot, &forwarded).await;
+        let waited = slot.since - arrived_at;
+        let outcome = attempt(state, &slot, forwarded).await;
         *service = Some(slot.since.elapsed());
         let failure = match outcome {
             Try::Answered(response) => return Ok(with_queue_time(response, waited)),

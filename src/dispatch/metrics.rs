@@ -51,7 +51,7 @@ impl Metrics {
 
     fn registered(mut self) -> Self {
         let registry = &mut self.registry;
-        let help = "From the request's head to its answer, by outcome";
+        let help = "From the whole request to its answer, by outcome";
         registry.register("dispatch_duration_seconds", help, self.duration.clone());
         registry.register(
             "dispatch_retries",

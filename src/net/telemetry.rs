@@ -9,13 +9,21 @@ pub struct Args {
     #[arg(
         long,
         global = true,
+        help_heading = "Logging",
         env = "ELASTIC_LOG",
         default_value = "info,kube_client=off",
         value_name = "FILTER"
     )]
     pub log: String,
     /// How to write log lines to standard error
-    #[arg(long, global = true, env = "ELASTIC_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Logging",
+        env = "ELASTIC_LOG_FORMAT",
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
     pub log_format: Format,
 }
 

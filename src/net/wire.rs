@@ -70,7 +70,7 @@ impl Outcome {
 pub struct Ended {
     /// How it ended.
     pub outcome: Outcome,
-    /// From the last byte of the request's head to the answer, milliseconds.
+    /// From the last byte of the request to the answer, milliseconds.
     pub latency_ms: f64,
     /// How long it held a replica's slot, milliseconds; absent where it never reached one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,7 +84,7 @@ pub struct Report {
     pub source: String,
     /// Grows by one a report, so that a report sent again is counted once.
     pub sequence: u64,
-    /// Requests that arrived since the last report.
+    /// Requests that arrived whole since the last report.
     pub arrivals: u64,
     /// Requests that ended since the last report, in the order in which they ended.
     pub ended: Vec<Ended>,

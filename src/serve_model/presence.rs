@@ -32,7 +32,7 @@ const REGISTER_PAUSE: Duration = Duration::from_millis(200);
 
 /// Drains when standard input closes; a thread of its own, since a pipe cannot be awaited portably.
 ///
-/// Should the drain hang, the process ends all the same: nothing may be left behind.
+/// Every step of the drain has a time-out of its own, so that nothing is left behind.
 pub(super) fn drain_with_parent(shutdown: &Shutdown) -> std::io::Result<()> {
     let shutdown = shutdown.clone();
     std::thread::Builder::new().name("parent".to_owned()).spawn(move || {

@@ -120,10 +120,10 @@ fn classify(model: &Model, image: &[u8], top_k: usize, queued: Duration) -> Resu
 /// The status that fits what is wrong with an image.
 fn refuse_image(error: &DecodeError) -> ApiError {
     let status = match error {
-        DecodeError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-        DecodeError::UnknownFormat => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        DecodeError::TooLarge { .. } | DecodeError::TooMuchMemory => StatusCode::PAYLOAD_TOO_LARGE,
+        DecodeError::UnknownFormat | DecodeError::Unsupported(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         DecodeError::Empty => StatusCode::BAD_REQUEST,
-        _ => StatusCode::UNPROCESSABLE_ENTITY,
+        DecodeError::Corrupt(_) => StatusCode::UNPROCESSABLE_ENTITY,
     };
     ApiError::new(status, error.to_string())
 }

@@ -287,3 +287,27 @@ async fn bad_requests_are_told_what_is_wrong() {
     assert_eq!(wrong.status(), StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(wrong.headers()["allow"], "POST");
 }
+
+#[tokio::test]
+async fn what_never_arrives_whole_is_no_arrival() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (replica, _arrivals) = replica("r", 9);
+    let replica = replica.start().await;
+    let (monitor, mut reports) = monitor().await;
+    let flags = ["--report-interval", "10ms", "--body-timeout", "50ms"];
+    let door = dispatcher(&flags, &[&replica.url], Some(&monitor.url)).await;
+    let mut dawdling =
+        tokio::net::TcpStream::connect(door.url.strip_prefix("http://").unwrap()).await.unwrap();
+    dawdling.write_all(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx").await.unwrap();
+    let mut status = [0; 12];
+    dawdling.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 408");
+    assert_eq!(predict(&door.url, "x").await.status(), StatusCode::OK);
+    let (mut arrived, mut ended) = (0, Vec::new());
+    while ended.is_empty() {
+        let report = reports.recv().await.unwrap();
+        arrived += report.arrivals;
+        ended.extend(report.ended);
+    }
+    assert_eq!((arrived, ended.len(), ended[0].outcome), (1, 1, Outcome::Ok));
+}
