@@ -26,8 +26,8 @@ const WORKLOAD_BYTES_MAX: u64 = 64 << 20;
 /// Flags of `elastic load`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 the promise held (or none was asked for), 1 it did not or the run cannot \
-be trusted, 2 wrong flags.
+    after_help = "Exit codes: 0 the promise held (or none was asked for), 1 it did not, the run cannot be \
+trusted or was interrupted, or nothing was answered; 2 wrong flags.
 
 Example: elastic load --workload workload.txt --target http://127.0.0.1:8080 --slo-p99 500ms"
 )]

@@ -112,7 +112,9 @@ impl Report {
             let p99_ms_max = slo.as_secs_f64() * 1000.0;
             // A miss holds no promise, however long one was allowed to take.
             let answered = matches!(record.latency.quantile(990), Some(Quantile::Answered(_)));
-            Slo { p99_ms_max, held: answered && latency_ms.p99.is_some_and(|p99| p99 <= p99_ms_max) }
+            let within = latency_ms.p99.is_some_and(|p99| p99 <= p99_ms_max);
+            // The part of a workload that was not played might have broken it.
+            Slo { p99_ms_max, held: answered && within && !judgement.interrupted }
         });
         let second = |(t, row): (usize, &super::record::Row)| Second {
             t,
@@ -144,12 +146,11 @@ impl Report {
         }
     }
 
-    /// Whether the run can be trusted and the promise, if one was asked about, held.
+    /// Whether the run reached its end, something was answered, and the promise, if one was asked about, held
+    /// in a run that can be trusted.
     pub(crate) fn is_good(&self) -> bool {
-        match self.slo {
-            Some(slo) => slo.held && self.valid,
-            None => true,
-        }
+        let judged = self.slo.is_none_or(|slo| slo.held && self.valid);
+        judged && self.ok > 0 && !self.interrupted
     }
 
     /// The report as JSON.
@@ -162,6 +163,9 @@ impl Report {
         let lag = format!("{} ms (limit {} ms)", show(self.lag_ms.p99), self.lag_ms_max);
         if self.sent == 0 {
             return "nothing was sent: there is nothing to judge".to_owned();
+        }
+        if self.interrupted {
+            return "interrupted before the end of the workload: there is no verdict".to_owned();
         }
         if !self.valid {
             return format!(
@@ -215,9 +219,6 @@ impl fmt::Display for Report {
         }
         for (model, count) in &self.models {
             writeln!(f, "answered by {model} × {count}")?;
-        }
-        if self.interrupted {
-            writeln!(f, "interrupted before the end of the workload")?;
         }
         writeln!(f, "{}", self.verdict())
     }
@@ -286,6 +287,22 @@ mod tests {
         let report = Report::new(&record(&outcomes), &judgement(500));
         assert!(!report.valid && !report.is_good());
         assert!(report.to_string().contains("not to be trusted"), "{report}");
+    }
+
+    #[test]
+    fn an_interrupted_run_holds_no_promise() {
+        let cut = Judgement { interrupted: true, ..judgement(500) };
+        let report = Report::new(&record(&vec![ok(100); 50]), &cut);
+        assert!(!report.is_good() && report.slo.is_some_and(|slo| !slo.held));
+        assert!(report.to_string().contains("there is no verdict"), "{report}");
+    }
+
+    #[test]
+    fn a_run_without_an_answer_is_not_good_even_when_no_promise_was_asked_about() {
+        let unasked = || Judgement { slo_p99: None, ..judgement(500) };
+        let refused = vec![(1, 0, Outcome::Failed(Failure::Connect)); 3];
+        assert!(!Report::new(&record(&refused), &unasked()).is_good());
+        assert!(Report::new(&record(&[ok(10)]), &unasked()).is_good());
     }
 
     #[test]

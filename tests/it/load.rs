@@ -110,5 +110,5 @@ async fn what_cannot_be_run_is_explained() {
         assert!(ran.stderr.contains(says), "{} does not say {says}", ran.stderr);
     }
     let ran = load("http://127.0.0.1:1", "4\n", &["--wait", "0s"]).await;
-    assert_eq!((ran.code, &ran.report["failures"]["connect"]), (0, &2.into()), "{}", ran.stderr);
+    assert_eq!((ran.code, &ran.report["failures"]["connect"]), (1, &2.into()), "{}", ran.stderr);
 }
