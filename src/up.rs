@@ -8,6 +8,7 @@ use crate::model::ModelArgs;
 use crate::monitor;
 use crate::net::serve::{self, Limits, duration};
 use crate::net::shutdown::Shutdown;
+use crate::weights::convert::write_atomically;
 use anyhow::Context as _;
 use serde::Serialize;
 use std::ffi::OsString;
@@ -147,10 +148,7 @@ fn replica_args(args: &Args, registration: &str) -> Vec<OsString> {
 fn announce(addresses: &Addresses, file: Option<&Path>) -> anyhow::Result<()> {
     if let Some(path) = file {
         // Whoever waits for the file must never read half of it.
-        let partial = path.with_extension("partial");
-        std::fs::write(&partial, serde_json::to_vec(addresses)?)
-            .and_then(|()| std::fs::rename(&partial, path))
-            .with_context(|| format!("cannot write the addresses to {}", path.display()))?;
+        write_atomically(path, &serde_json::to_vec(addresses)?)?;
     }
     let mut out = std::io::stdout().lock();
     writeln!(out, "live page   {}/", addresses.monitor)?;

@@ -36,12 +36,13 @@ pub(super) struct Record {
 /// Answer to `GET /decisions`, the latest last.
 #[derive(Debug, Serialize)]
 pub(super) struct Decisions {
-    policy: &'static str,
+    policy: PolicyName,
     decisions: Vec<Record>,
 }
 
 /// Remembers the latest decisions. A row of decisions to hold keeps only its last.
 pub(super) struct Journal {
+    policy: PolicyName,
     records: Mutex<VecDeque<Record>>,
     records_max: usize,
     registry: Registry,
@@ -50,13 +51,13 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    pub(super) fn new(records_max: usize) -> Self {
+    pub(super) fn new(policy: PolicyName, records_max: usize) -> Self {
         let (desired, changes) = (Gauge::default(), Counter::default());
         let mut registry = registry();
         registry.register("autoscale_replicas_desired", "Replicas last decided on", desired.clone());
         let help = "Decisions that changed the number of replicas";
         registry.register("autoscale_changes", help, changes.clone());
-        Self { records: Mutex::default(), records_max, registry, desired, changes }
+        Self { policy, records: Mutex::default(), records_max, registry, desired, changes }
     }
 
     fn write(&self, record: Record) {
@@ -79,7 +80,7 @@ impl Journal {
         let aged = records
             .iter()
             .map(|record| Record { age_s: record.at.elapsed().as_secs_f64(), ..record.clone() });
-        Decisions { policy: "step", decisions: aged.collect() }
+        Decisions { policy: self.policy, decisions: aged.collect() }
     }
 
     pub(super) fn metrics(&self) -> axum::response::Response {

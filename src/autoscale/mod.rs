@@ -16,6 +16,7 @@ use axum::{Json, Router};
 use control::{Decisions, Journal};
 use kubernetes::DeploymentScaler;
 use processes::{ProcessScaler, Replica, Spawn};
+use serde::Serialize;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -59,7 +60,8 @@ pub struct Args {
 }
 
 /// The rule that decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
     /// ×1.2 up while p99 is over the target, −1 down when there is room
     Step,
@@ -209,7 +211,7 @@ pub async fn serve(
     let Bounds { min, max } = config.step.bounds;
     let url = serve::local_url(&listener)?;
     tracing::info!(url, policy = ?config.policy, min, max, dry_run = config.dry_run, "autoscaling");
-    let journal = Arc::new(Journal::new(config.decisions_max));
+    let journal = Arc::new(Journal::new(config.policy, config.decisions_max));
     let limits = config.limits;
     let router = router(Arc::clone(&journal), scaler.clone());
     let supervised = async {

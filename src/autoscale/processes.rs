@@ -5,8 +5,9 @@
 //! was ever ready is replaced ever more slowly.
 use crate::logic::policy::ReplicaCounts;
 use crate::net::shutdown::Shutdown;
+use crate::net::wire::Announcement;
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -101,12 +102,6 @@ struct Fleet {
     /// Children that ended before they were ready, in a row.
     failures: u32,
     not_before: Option<Instant>,
-}
-
-/// What a child says on its standard output.
-#[derive(Deserialize)]
-struct Announcement {
-    ready: String,
 }
 
 /// See the module's documentation.

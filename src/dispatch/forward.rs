@@ -5,13 +5,14 @@ use super::State;
 use super::pool::{Refusal, Slot};
 use super::wire::{DEADLINE_HEADER, Ended, Outcome, ReplicaState, SERVER_TIMING};
 use crate::logic::queue::Place;
+use crate::net::client::read_answer;
 use crate::net::deadline::time_allowed;
 use crate::net::error::ApiError;
 use crate::net::serve::read_body;
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,25 +125,24 @@ async fn route(
         let waited = slot.since - arrived_at;
         let outcome = attempt(state, &slot, forwarded).await;
         *service = Some(slot.since.elapsed());
-        let failure = match outcome {
+        match outcome {
             Try::Answered(response) => return Ok(with_queue_time(response, waited)),
             Try::TimedOut => return Err(timed_out()),
             Try::Busy(response) if retries >= settings.retries_max => return Ok(response),
-            Try::Busy(_) => None,
-            Try::Broken(error) => {
-                state.pool.unready(&slot.url, ReplicaState::Down);
-                tracing::warn!(url = %slot.url, error = %without_url(&error), retries, "replica broke off");
-                Some(error)
+            Try::Busy(_) => {
+                drop(slot);
+                // Busy with what others sent: give it the time of a fast answer.
+                tokio::time::sleep(BUSY_PAUSE).await;
             }
-        };
-        if retries >= settings.retries_max {
-            let error = failure.map_or_else(String::new, |error| without_url(&error));
-            return Err(ApiError::new(StatusCode::BAD_GATEWAY, format!("no replica could answer: {error}")));
-        }
-        drop(slot);
-        if failure.is_none() {
-            // Busy with what others sent: give it the time of a fast answer.
-            tokio::time::sleep(BUSY_PAUSE).await;
+            Try::Broken(error) => {
+                let error = without_url(&error);
+                state.pool.unready(&slot.url, ReplicaState::Down);
+                tracing::warn!(url = %slot.url, error, retries, "replica broke off");
+                if retries >= settings.retries_max {
+                    let message = format!("no replica could answer: {error}");
+                    return Err(ApiError::new(StatusCode::BAD_GATEWAY, message));
+                }
+            }
         }
         retries += 1;
         state.metrics.retried();
@@ -193,18 +193,6 @@ async fn attempt(state: &State, slot: &Slot, forwarded: &Forwarded) -> Try {
             }
         }
     }
-}
-
-/// The answer's body; `None` when it is larger than `bytes_max`.
-async fn read_answer(mut answer: reqwest::Response, bytes_max: usize) -> reqwest::Result<Option<Bytes>> {
-    let mut body = BytesMut::new();
-    while let Some(chunk) = answer.chunk().await? {
-        if body.len() + chunk.len() > bytes_max {
-            return Ok(None);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Some(body.freeze()))
 }
 
 /// Adds the time in the dispatcher's queue to the replica's own account.

@@ -1,9 +1,9 @@
 //! What a dispatcher counts of itself.
 use super::pool::Snapshot;
-use super::wire::{Ended, Outcome};
+use super::wire::Ended;
 use crate::net::metrics::{LATENCY_EDGES_S, registry, render};
 use axum::response::Response;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,16 +12,7 @@ use prometheus_client::registry::Registry;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Labels {
-    outcome: Name,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq)]
-struct Name(Outcome);
-
-impl EncodeLabelValue for Name {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
-        self.0.name().encode(encoder)
-    }
+    outcome: &'static str,
 }
 
 pub(super) struct Metrics {
@@ -70,7 +61,7 @@ impl Metrics {
     }
 
     pub(super) fn ended(&self, ended: &Ended) {
-        let labels = Labels { outcome: Name(ended.outcome) };
+        let labels = Labels { outcome: ended.outcome.name() };
         self.duration.get_or_create(&labels).observe(ended.latency_ms / 1000.0);
     }
 

@@ -160,9 +160,7 @@ impl Pool {
             if !inner.said_goodbye(id) || source != Source::Registered {
                 return true;
             }
-            inner.replicas.remove(&id);
-            // It is closed already, so that nothing can start.
-            inner.queue.remove(Duration::ZERO, id);
+            inner.remove_closed(id);
         }
         if inner.replicas.len() >= self.replicas_known_max {
             return false;
@@ -305,9 +303,13 @@ impl Inner {
     /// A registered replica that said goodbye is gone once it has finished what it had.
     fn forget_if_drained(&mut self, id: ReplicaId) {
         if self.said_goodbye(id) && self.queue.in_flight_of(id) == 0 {
-            self.replicas.remove(&id);
-            // It is closed already, so that nothing can start.
-            self.queue.remove(Duration::ZERO, id);
+            self.remove_closed(id);
         }
+    }
+
+    /// Removes a replica that is closed already, so that nothing can start.
+    fn remove_closed(&mut self, id: ReplicaId) {
+        self.replicas.remove(&id);
+        self.queue.remove(Duration::ZERO, id);
     }
 }

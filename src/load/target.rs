@@ -9,7 +9,6 @@ use crate::net::client;
 use crate::net::shutdown::Shutdown;
 use crate::net::wire::DEADLINE_HEADER;
 use anyhow::Context as _;
-use bytes::BytesMut;
 use http::{HeaderValue, Method, StatusCode, header};
 use reqwest::{Client, Request, Url};
 use serde::Deserialize;
@@ -61,7 +60,6 @@ impl Target {
     /// Prepares one request for each photo.
     pub(crate) fn new(settings: Settings, photos: Vec<Photo>) -> anyhow::Result<Self> {
         let client = client::builder()
-            .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .pool_max_idle_per_host(settings.connections_max)
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -113,23 +111,18 @@ impl Target {
     }
 
     async fn answer(&self, request: Request) -> Outcome {
-        let mut response = match self.client.execute(request).await {
+        let response = match self.client.execute(request).await {
             Ok(response) => response,
             Err(error) if error.is_connect() => return Outcome::Failed(Failure::Connect),
             Err(_) => return Outcome::Failed(Failure::Transport),
         };
-        let mut body = BytesMut::new();
-        loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > self.settings.answer_bytes_max => {
-                    return Outcome::Failed(Failure::AnswerTooLarge);
-                }
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => break,
-                Err(_) => return Outcome::Failed(Failure::Transport),
-            }
-        }
-        match response.status() {
+        let status = response.status();
+        let body = match client::read_answer(response, self.settings.answer_bytes_max).await {
+            Ok(Some(body)) => body,
+            Ok(None) => return Outcome::Failed(Failure::AnswerTooLarge),
+            Err(_) => return Outcome::Failed(Failure::Transport),
+        };
+        match status {
             StatusCode::SERVICE_UNAVAILABLE => Outcome::Shed,
             status if status.is_success() => Outcome::Ok { model: model(&body) },
             status => Outcome::Failed(Failure::Status(status.as_u16())),

@@ -24,7 +24,7 @@ impl Decisions {
             // A base may end in a path of its own: http://host/scaler -> http://host/scaler/decisions.
             let mut url = base.clone();
             url.set_path(&format!("{}/decisions", base.path().trim_end_matches('/')));
-            let client = client::builder().timeout(timeout).no_proxy().build();
+            let client = client::builder().timeout(timeout).build();
             client.map(|client| (client, url)).context("cannot make the client for --decisions")
         });
         Ok(Self { upstream: upstream.transpose()?, bytes_max })
@@ -36,16 +36,10 @@ impl Decisions {
         let failed =
             |why: String| ApiError::new(StatusCode::BAD_GATEWAY, format!("no decisions from {url}: {why}"));
         let answer = client.get(url.clone()).send().await.and_then(reqwest::Response::error_for_status);
-        let mut answer = answer.map_err(|error| failed(error.without_url().to_string()))?;
-        let mut body = Vec::new();
-        while let Some(chunk) =
-            answer.chunk().await.map_err(|error| failed(error.without_url().to_string()))?
-        {
-            if body.len() + chunk.len() > self.bytes_max {
-                return Err(failed(format!("the answer is larger than {} bytes", self.bytes_max)));
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let unread = |error: reqwest::Error| failed(error.without_url().to_string());
+        let body = client::read_answer(answer.map_err(unread)?, self.bytes_max).await.map_err(unread)?;
+        let too_large = || failed(format!("the answer is larger than {} bytes", self.bytes_max));
+        let body = body.ok_or_else(too_large)?;
         let value: Value =
             serde_json::from_slice(&body).map_err(|error| failed(format!("it is no JSON: {error}")))?;
         if value.get("decisions").is_some_and(Value::is_array) {

@@ -4,35 +4,24 @@
 use crate::net::metrics::{LATENCY_EDGES_S, registry, render};
 use crate::net::wire::{Outcome, ReplicaState, Report, Stats};
 use axum::response::Response;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use std::fmt::Write as _;
 use std::sync::atomic::AtomicU64;
 
 /// How a request ended, as a label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByOutcome {
-    outcome: Label,
+    outcome: &'static str,
 }
 
 /// State of a replica, as a label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByState {
-    state: Label,
-}
-
-/// A label's value, spelled as on the wire.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Label(&'static str);
-
-impl EncodeLabelValue for Label {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
-        encoder.write_str(self.0)
-    }
+    state: &'static str,
 }
 
 /// A gauge that is there only while its value is known.
@@ -68,8 +57,8 @@ impl Exposition {
         let durations = Family::new_with_constructor(histogram);
         let requests = Family::default();
         for outcome in OUTCOMES {
-            drop(durations.get_or_create(&ByOutcome { outcome: outcome_label(outcome) }));
-            drop(requests.get_or_create(&ByOutcome { outcome: outcome_label(outcome) }));
+            drop(durations.get_or_create(&ByOutcome { outcome: outcome.name() }));
+            drop(requests.get_or_create(&ByOutcome { outcome: outcome.name() }));
         }
         let exposition = Self {
             durations,
@@ -110,7 +99,7 @@ impl Exposition {
         self.arrivals.inc_by(report.arrivals);
         self.lost.inc_by(report.lost);
         for ended in &report.ended {
-            let label = ByOutcome { outcome: outcome_label(ended.outcome) };
+            let label = ByOutcome { outcome: ended.outcome.name() };
             self.requests.get_or_create(&label).inc();
             self.durations.get_or_create(&label).observe(ended.latency_ms / 1e3);
         }
@@ -124,7 +113,7 @@ impl Exposition {
         for state in STATES {
             let count = stats.replicas.iter().filter(|replica| replica.state == state).count();
             self.replicas
-                .get_or_create(&ByState { state: state_label(state) })
+                .get_or_create(&ByState { state: state.name() })
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         set(&self.p50, stats.p50_ms.map(|ms| ms / 1e3));
@@ -139,23 +128,4 @@ fn set(gauge: &KnownGauge, value: Option<f64>) {
         Some(value) => drop(gauge.get_or_create(&Vec::new()).set(value)),
         None => gauge.clear(),
     }
-}
-
-fn outcome_label(outcome: Outcome) -> Label {
-    Label(match outcome {
-        Outcome::Ok => "ok",
-        Outcome::Shed => "shed",
-        Outcome::Error => "error",
-        Outcome::Timeout => "timeout",
-        Outcome::Aborted => "aborted",
-    })
-}
-
-fn state_label(state: ReplicaState) -> Label {
-    Label(match state {
-        ReplicaState::Starting => "starting",
-        ReplicaState::Ready => "ready",
-        ReplicaState::Draining => "draining",
-        ReplicaState::Down => "down",
-    })
 }

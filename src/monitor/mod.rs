@@ -37,6 +37,14 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one
     #[arg(long, env = "ELASTIC_MONITOR_LISTEN_PORT", default_value_t = 8090, value_name = "PORT")]
     pub port: u16,
+    #[command(flatten)]
+    config: Config,
+}
+
+/// What the monitor runs with. `Default` is what the flags default to; [`serve()`] checks it.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "monitor_config")]
+pub struct Config {
     /// Latencies in the rolling window
     #[arg(long, env = "ELASTIC_WINDOW", default_value_t = 1000, value_name = "N")]
     pub window: usize,
@@ -84,41 +92,6 @@ pub struct Args {
     pub limits: Limits,
 }
 
-/// What the monitor runs with. `Default` is what the flags default to; [`serve()`] checks it.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Latencies in the rolling window, 1 to a million.
-    pub window: usize,
-    /// Age after which a latency is forgotten.
-    pub window_age: Duration,
-    /// Latency that was promised: the least that a miss reads as.
-    pub promise: Duration,
-    /// Latency that is aimed at; the live page draws it.
-    pub target_latency: Duration,
-    /// How far back the history goes, one second to a day.
-    pub history_age: Duration,
-    /// Latencies kept of the second under way.
-    pub second_samples_max: usize,
-    /// Dispatchers that may report at once.
-    pub sources_max: usize,
-    /// Silence after which a dispatcher's gauges no longer count.
-    pub source_age: Duration,
-    /// Replicas that one report may name.
-    pub replicas_max: usize,
-    /// Size of a report, bytes.
-    pub report_bytes_max: usize,
-    /// Longest time that a report's body may take to arrive.
-    pub report_timeout: Duration,
-    /// Base URL of an autoscaler whose decisions the live page shows.
-    pub decisions: Option<reqwest::Url>,
-    /// Longest time that the autoscaler may take to answer.
-    pub decisions_timeout: Duration,
-    /// Size of the autoscaler's answer, bytes.
-    pub decisions_bytes_max: usize,
-    /// Limits on connections.
-    pub limits: Limits,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -137,28 +110,6 @@ impl Default for Config {
             decisions_timeout: Duration::from_secs(1),
             decisions_bytes_max: 1024 * 1024,
             limits: Limits::default(),
-        }
-    }
-}
-
-impl From<Args> for Config {
-    fn from(args: Args) -> Self {
-        Self {
-            window: args.window,
-            window_age: args.window_age,
-            promise: args.promise,
-            target_latency: args.target_latency,
-            history_age: args.history_age,
-            second_samples_max: args.second_samples_max,
-            sources_max: args.sources_max,
-            source_age: args.source_age,
-            replicas_max: args.replicas_max,
-            report_bytes_max: args.report_bytes_max,
-            report_timeout: args.report_timeout,
-            decisions: args.decisions,
-            decisions_timeout: args.decisions_timeout,
-            decisions_bytes_max: args.decisions_bytes_max,
-            limits: args.limits,
         }
     }
 }
@@ -202,9 +153,8 @@ impl Config {
 
 /// Runs the mode until `shutdown` drains.
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
-    let (host, port) = (args.host.clone(), args.port);
-    let config = Config::from(args).check()?;
-    let listener = serve::bind(&host, port).await?;
+    let config = args.config.check()?;
+    let listener = serve::bind(&args.host, args.port).await?;
     let url = serve::local_url(&listener).context("cannot read the address listened on")?;
     tracing::info!(url, window = config.window, "monitor ready; open the address for the live page");
     serve(listener, config, shutdown).await?;

@@ -1,4 +1,5 @@
 //! The HTTP client every mode uses to speak to another.
+use bytes::{Bytes, BytesMut};
 use std::sync::Once;
 use std::time::Duration;
 
@@ -37,4 +38,16 @@ pub fn base_url(text: &str) -> anyhow::Result<String> {
         "{text:?} is no base URL; write http://HOST:PORT"
     );
     Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// Reads an answer's body; `None` when it is larger than `bytes_max`, of which no more is held than that.
+pub async fn read_answer(mut answer: reqwest::Response, bytes_max: usize) -> reqwest::Result<Option<Bytes>> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = answer.chunk().await? {
+        if body.len() + chunk.len() > bytes_max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body.freeze()))
 }

@@ -114,6 +114,19 @@ pub enum ReplicaState {
     Down,
 }
 
+impl ReplicaState {
+    /// Its name on the wire and in labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Down => "down",
+        }
+    }
+}
+
 /// `GET /readyz` at a replica, with status 200 when it is ready and 503 when not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
@@ -145,6 +158,15 @@ pub struct Registration {
     pub url: String,
     /// Requests it takes at once.
     pub slots: u32,
+}
+
+/// The line a child replica writes to standard output when it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    /// Base URL of the replica.
+    pub ready: String,
+    /// From its start to its readiness, as it counted itself, milliseconds.
+    pub startup_ms: u64,
 }
 
 /// `GET /stats` at the monitor. `null` where there was no traffic, never 0 or NaN.

@@ -113,7 +113,6 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
         slots: slots as u32,
         announce: args.child,
         startup_ms,
-        drain_timeout: args.limits.drain_timeout,
     };
     presence::with(presence, &shutdown, |until| serve::serve(listener, router(state), args.limits, until))
         .await?;

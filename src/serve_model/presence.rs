@@ -2,20 +2,12 @@
 //!
 //! **Invariant**: a child never outlives its parent: the kernel closes the pipe to its standard input
 //! however the parent ends, and the child drains and exits then.
-use crate::net::wire::Registration;
+use crate::net::wire::{Announcement, Registration};
 use crate::net::{client, shutdown::Shutdown};
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
-
-/// The line a child writes to standard output when it is ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Announcement {
-    pub(super) ready: String,
-    pub(super) startup_ms: u64,
-}
 
 /// Who is to be told, and what.
 pub(super) struct Presence {
@@ -24,7 +16,6 @@ pub(super) struct Presence {
     pub(super) slots: u32,
     pub(super) announce: bool,
     pub(super) startup_ms: u64,
-    pub(super) drain_timeout: Duration,
 }
 
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -84,7 +75,6 @@ pub(super) async fn with<F: Future<Output = ()>>(
     tokio::select! {
         () = &mut serving => {}
         () = shutdown.aborted() => {}
-        () = tokio::time::sleep(presence.drain_timeout) => {}
     }
     Ok(())
 }

@@ -275,7 +275,7 @@ struct CommandLine {
 
 fn parsed(arguments: &[&str]) -> anyhow::Result<Config> {
     let line = CommandLine::try_parse_from(["monitor"].iter().chain(arguments.iter()))?;
-    Config::from(line.args).check()
+    line.args.config.check()
 }
 
 #[test]
