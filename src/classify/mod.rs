@@ -1,7 +1,7 @@
 //! Labels image files from the command line.
 //!
 //! **Invariant**: every file named gets an answer, in the order given: its classes, or why there are none.
-use crate::model::{Model, ModelArgs, Prediction};
+use crate::model::{Model, ModelArgs, ModelSession, Prediction};
 use anyhow::ensure;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -69,19 +69,27 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn label_all(args: &Args) -> anyhow::Result<Vec<Answer>> {
     let model = Model::load(&args.model)?;
-    let label = |path: &PathBuf| {
+    let mut session = model.session(1)?;
+    let mut label = |path: &PathBuf| {
         let file = path.display().to_string();
-        match read(path, args.bytes_max).and_then(|bytes| label(&model, &bytes, args.top_k.into())) {
+        match read(path, args.bytes_max)
+            .and_then(|bytes| label(&model, &mut session, &bytes, args.top_k.into()))
+        {
             Ok(predictions) => Answer::Labelled { file, model: model.name(), predictions },
             Err(error) => Answer::Failed { file, error: format!("{error:#}") },
         }
     };
-    Ok(args.files.iter().map(label).collect())
+    Ok(args.files.iter().map(&mut label).collect())
 }
 
-fn label(model: &Model, bytes: &[u8], top_k: usize) -> anyhow::Result<Vec<Prediction>> {
-    let input = model.decode(bytes)?;
-    Ok(model.top_k(&model.logits(&input)?, top_k))
+fn label(
+    model: &Model,
+    session: &mut ModelSession,
+    bytes: &[u8],
+    top_k: usize,
+) -> anyhow::Result<Vec<Prediction>> {
+    let logits = session.logits(&model.decode(bytes)?)?;
+    Ok(model.top_k(&logits[0], top_k))
 }
 
 /// Reads a file, or standard input for `-`, of at most `bytes_max` bytes.

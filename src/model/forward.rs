@@ -1,129 +1,279 @@
 //! A network of inverted residual blocks, ready to run.
 //!
-//! **Invariant**: built only from checked tensors; weights are laid out for the kernels once, here.
-use crate::model::kernels::{Mean, Pointwise, Spatial};
+//! **Invariant**: built only from checked tensors, packed for the kernels once; a session owns all memory that
+//! inference needs, so that running allocates nothing.
+use crate::model::kernels::block::{Block, Geometry, Scratch, Widen};
+use crate::model::kernels::float::{Average, Channelwise, Float, Kernels, Pointwise};
+use crate::model::kernels::head::{Head, HeadScratch};
+use crate::model::kernels::isa::Isa;
+use crate::model::kernels::ops::{ClassifierOp, FirstBlock, HeadOp, LaterBlock, Padded};
+use crate::model::kernels::precision::{Normalisation, Precision, Product as _};
+use crate::model::kernels::{Padding, Window};
 use crate::model::network::{Convolution, Kind, Network};
 use crate::model::weights::{self, Tensors, WeightsError};
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp2 as _, Layout, Result, Storage, Tensor, bail};
+use std::cell::RefCell;
+use std::sync::Arc;
 
-/// Something that classifies preprocessed images.
+/// Something that classifies photos.
 pub trait Classifier: Send + Sync {
-    /// Logits `[N, classes]` of images `[N, height, width, 3]`, float32, preprocessed, red first.
-    fn logits(&self, images: &Tensor) -> Result<Tensor>;
+    /// Memory and state for one thread that classifies up to `images_max` photos of `height` x `width` pixels
+    /// at once.
+    fn session(&self, images_max: usize, size: (usize, usize)) -> Result<Box<dyn Session>>;
+
+    /// Logits `[N, classes]` of photos `[N, height, width, 3]`, in a session of their own.
+    fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        let (count, height, width, _) = images.dims4()?;
+        let mut session = self.session(count, (height, width))?;
+        let logits = session.logits(images)?;
+        Tensor::from_slice(logits, (count, logits.len() / count), &Device::Cpu)
+    }
 }
 
-/// One block's operations.
-struct Block {
-    expand: Option<Pointwise>,
-    depthwise: Spatial,
-    project: Pointwise,
-    residual: bool,
+/// A thread's memory for running a [`Classifier`].
+pub trait Session: Send {
+    /// Logits `[N, classes]` of photos `[N, height, width, 3]`, red first: bytes, or float32 that is normalised
+    /// already.
+    fn logits(&mut self, images: &Tensor) -> Result<&[f32]>;
+}
+
+/// The layers of a network in one number format.
+struct Layers<P: Precision> {
+    blocks: Vec<Block<P>>,
+    /// Strides and kernel sides of the depthwise convolutions.
+    windows: Vec<(usize, usize)>,
+    /// Kernel side and stride of the stem.
+    stem: (usize, usize),
+    head: Head<P>,
+    classifier: P::Product,
+    padding: Padding,
+    normalisation: Normalisation,
 }
 
 /// MobileNetV2, EfficientNet-Lite and whatever else a [`Network`] describes.
-pub struct InvertedResiduals {
-    stem: Spatial,
-    blocks: Vec<Block>,
-    head: Pointwise,
-    classifier: Pointwise,
+struct InvertedResiduals<P: Precision>(Arc<Layers<P>>);
+
+/// A network in float32, from folded tensors, which are checked first.
+pub fn float32(
+    network: &'static Network,
+    tensors: &Tensors,
+    isa: Isa,
+) -> std::result::Result<Box<dyn Classifier>, WeightsError> {
+    Ok(Box::new(InvertedResiduals::<Float>::new(network, tensors, isa)?))
 }
 
-impl InvertedResiduals {
-    /// Builds `network` from folded tensors, which are checked first.
-    pub fn new(network: &'static Network, tensors: &Tensors) -> std::result::Result<Self, WeightsError> {
+impl InvertedResiduals<Float> {
+    fn new(
+        network: &'static Network,
+        tensors: &Tensors,
+        isa: Isa,
+    ) -> std::result::Result<Self, WeightsError> {
         weights::check(network, tensors)?;
         let plan = network.plan();
-        let spatial = |convolution: &Convolution| spatial(network, tensors, convolution);
-        let pointwise = |convolution: &Convolution| {
-            let (name, shape) = (&convolution.name, [convolution.output, convolution.input, 1, 1]);
-            matrix(network, tensors, name, &shape, convolution.activation)
-        };
-        let blocks = plan.blocks.iter().map(|block| {
-            Ok(Block {
-                expand: block.expand.as_ref().map(pointwise).transpose()?,
-                depthwise: spatial(&block.depthwise)?,
-                project: pointwise(&block.project)?,
+        let reader = Reader { network, tensors, kernels: Kernels::of(isa) };
+        let mut blocks = Vec::new();
+        for (at, block) in plan.blocks.iter().enumerate() {
+            let widen = match &block.expand {
+                Some(expand) => Widen::Expand(reader.product(expand)?),
+                None if at == 0 => {
+                    let (kernel, stride) = (plan.stem.kernel, plan.stem.stride);
+                    Widen::Stem { weights: reader.product(&plan.stem)?, kernel, stride }
+                }
+                None => return Err(WeightsError::Unsupported(network.name, block.depthwise.name.clone())),
+            };
+            blocks.push(Block {
+                widen,
+                depthwise: reader.slide(&block.depthwise)?,
+                project: reader.product(&block.project)?,
                 residual: block.residual,
-            })
-        });
+            });
+        }
+        let lanes = reader.kernels.block;
         let shape = [network.classes, network.head_channels];
+        Ok(Self(Arc::new(Layers {
+            blocks,
+            windows: plan.blocks.iter().map(|b| (b.depthwise.kernel, b.depthwise.stride)).collect(),
+            stem: (plan.stem.kernel, plan.stem.stride),
+            head: Head { weights: reader.product(&plan.head)?, mean: Average::new(reader.kernels), lanes },
+            classifier: reader.matrix(plan.classifier, &shape, false)?,
+            padding: network.padding,
+            normalisation: network.preprocessing.normalisation,
+        })))
+    }
+}
+
+impl<P: Precision> Classifier for InvertedResiduals<P> {
+    fn session(&self, images_max: usize, size: (usize, usize)) -> Result<Box<dyn Session>> {
+        Ok(Box::new(Running::new(Arc::clone(&self.0), images_max, size)?))
+    }
+}
+
+/// Shapes of the tensors of a number of images.
+struct Shapes {
+    blocks: Vec<Layout>,
+    pooled: Layout,
+    logits: Layout,
+}
+
+impl Shapes {
+    fn new<P: Precision>(layers: &Layers<P>, geometries: &[Geometry], images: usize) -> Self {
+        let blocks = layers.blocks.iter().zip(geometries).map(|(block, Geometry { window, .. })| {
+            let channels = block.project.outputs();
+            Layout::contiguous((images, window.output_height, window.output_width, channels))
+        });
+        Self {
+            blocks: blocks.collect(),
+            pooled: Layout::contiguous((images, layers.head.weights.outputs())),
+            logits: Layout::contiguous((images, layers.classifier.outputs())),
+        }
+    }
+}
+
+/// A session of [`InvertedResiduals`].
+struct Running<P: Precision> {
+    layers: Arc<Layers<P>>,
+    size: (usize, usize),
+    geometries: Vec<Geometry>,
+    padded: Padded<P>,
+    scratch: Scratch<P>,
+    head: HeadScratch<P>,
+    /// Where each image's logits start.
+    offsets: Vec<u32>,
+    /// By number of images, from one.
+    shapes: Vec<Shapes>,
+    /// What the blocks write in turns: none writes the memory that it reads.
+    halves: [CpuStorage; 2],
+    pooled: CpuStorage,
+    logits: CpuStorage,
+}
+
+impl<P: Precision> Running<P> {
+    fn new(layers: Arc<Layers<P>>, images_max: usize, (height, width): (usize, usize)) -> Result<Self> {
+        if images_max == 0 || height == 0 || width == 0 {
+            bail!("there is nothing to classify in {images_max} images of {height} x {width} pixels");
+        }
+        let (kernel, stride) = layers.stem;
+        let stem = Window::new(kernel, stride, layers.padding, height, width);
+        let padded = Padded::new(&stem, layers.normalisation, images_max);
+        let (mut height, mut width) = (stem.output_height, stem.output_width);
+        let mut geometries = Vec::new();
+        for (block, (kernel, stride)) in layers.blocks.iter().zip(&layers.windows) {
+            let window = Window::new(*kernel, *stride, layers.padding, height, width);
+            (height, width) = (window.output_height, window.output_width);
+            geometries.push(Geometry::new(block, window, Some(padded.lengths()), images_max, None));
+        }
+        let scratch = Scratch::new(layers.blocks.iter().zip(&geometries));
+        let head = HeadScratch::new(images_max, height * width, layers.head.lanes);
+        let classes = layers.classifier.outputs();
+        let offsets = (0..images_max).map(|image| (image * classes) as u32).collect();
+        let longest = geometries.iter().map(|geometry| geometry.output_length).max().unwrap_or(0);
+        let pooled = layers.head.weights.outputs();
         Ok(Self {
-            stem: spatial(&plan.stem)?,
-            blocks: blocks.collect::<std::result::Result<_, WeightsError>>()?,
-            head: pointwise(&plan.head)?,
-            classifier: matrix(network, tensors, plan.classifier, &shape, false)?,
+            size: (stem.height, stem.width),
+            shapes: (1..=images_max).map(|images| Shapes::new(&layers, &geometries, images)).collect(),
+            halves: [P::zeros(images_max * longest), P::zeros(images_max * longest)],
+            pooled: P::zeros(images_max * pooled),
+            logits: CpuStorage::F32(vec![0.0; images_max * classes]),
+            layers,
+            geometries,
+            padded,
+            scratch,
+            head,
+            offsets,
         })
     }
 }
 
-impl Classifier for InvertedResiduals {
-    fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        let mut x = images.apply_op1_no_bwd(&self.stem)?;
-        for block in &self.blocks {
-            let wide = match &block.expand {
-                Some(expand) => x.apply_op1_no_bwd(expand)?,
-                None => x.clone(),
-            };
-            let wide = wide.apply_op1_no_bwd(&block.depthwise)?;
-            x = if block.residual {
-                wide.apply_op2_no_bwd(&x, &block.project)?
-            } else {
-                wide.apply_op1_no_bwd(&block.project)?
-            };
+impl<P: Precision> Session for Running<P> {
+    fn logits(&mut self, images: &Tensor) -> Result<&[f32]> {
+        let (count, height, width, channels) = images.dims4()?;
+        if (height, width) != self.size || channels != 3 || count == 0 || count > self.shapes.len() {
+            let (most, (height, width)) = (self.shapes.len(), self.size);
+            bail!("a session for 1 to {most} photos [{height}, {width}, 3] got {:?}", images.dims());
         }
-        x.apply_op1_no_bwd(&self.head)?.apply_op1_no_bwd(&Mean)?.apply_op1_no_bwd(&self.classifier)
+        let (photos, photos_layout) = images.storage_and_layout();
+        let Storage::Cpu(photos) = &*photos else { bail!("the photos are not in the CPU's memory") };
+        let Self { layers, geometries, padded, scratch, head, offsets, halves, pooled, logits, .. } = self;
+        let shapes = &self.shapes[count - 1];
+        let [mut to, mut from] = halves.each_mut();
+        let mut from_layout = photos_layout;
+        // The operations are candle's, called as `Tensor::inplace_op2` does, which allocates on every call.
+        for (at, (block, geometry)) in layers.blocks.iter().zip(geometries).enumerate() {
+            let layout = &shapes.blocks[at];
+            if at == 0 {
+                let memory = RefCell::new((&mut *padded, &mut *scratch));
+                let op = FirstBlock { block, geometry, images: count, memory };
+                op.cpu_fwd(to, layout, photos, photos_layout)?;
+            } else {
+                let op = LaterBlock { block, geometry, images: count, scratch: RefCell::new(&mut *scratch) };
+                op.cpu_fwd(to, layout, from, from_layout)?;
+            }
+            std::mem::swap(&mut to, &mut from);
+            from_layout = layout;
+        }
+        let (_, height, width, _) = from_layout.shape().dims4()?;
+        let size = (count, height * width);
+        HeadOp { head: &layers.head, size, scratch: RefCell::new(head) }.cpu_fwd(
+            pooled,
+            &shapes.pooled,
+            from,
+            from_layout,
+        )?;
+        let op = ClassifierOp::<P> { weights: &layers.classifier, images: count, offsets };
+        op.cpu_fwd(logits, &shapes.logits, pooled, &shapes.pooled)?;
+        Ok(&logits.as_slice::<f32>()?[..count * layers.classifier.outputs()])
     }
 }
 
-/// A windowed convolution: `[output, input / groups, k, k]` becomes `[k, k, input / groups, output]`.
-fn spatial(
+/// Turns a file's tensors into float32 layers.
+struct Reader<'a> {
     network: &'static Network,
-    tensors: &Tensors,
-    convolution: &Convolution,
-) -> std::result::Result<Spatial, WeightsError> {
-    let shape = convolution.shape();
-    let weight = &weights::expect(network, tensors, &format!("{}.weight", convolution.name), &shape)?.values;
-    Ok(Spatial {
-        kernel: convolution.kernel,
-        stride: convolution.stride,
-        padding: network.padding,
-        depthwise: convolution.kind == Kind::Depthwise,
-        weight: channels_last(weight, shape[0], shape[1], shape[2] * shape[3]),
-        bias: bias(network, tensors, &convolution.name, convolution.output)?,
-    })
+    tensors: &'a Tensors,
+    kernels: &'static Kernels,
 }
 
-/// A matrix product: `[output, input, …1]` becomes `[input, output]`.
-fn matrix(
-    network: &'static Network,
-    tensors: &Tensors,
-    name: &str,
-    shape: &[usize],
-    activation: bool,
-) -> std::result::Result<Pointwise, WeightsError> {
-    let weight = &weights::expect(network, tensors, &format!("{name}.weight"), shape)?.values;
-    Ok(Pointwise {
-        weight: channels_last(weight, shape[0], shape[1], 1),
-        bias: bias(network, tensors, name, shape[0])?,
-        activation,
-    })
-}
+impl Reader<'_> {
+    /// A full convolution as a product over the rows of its windows, or a 1x1 one:
+    /// `[output, input, k, k]` becomes `[k × k × input, output]`.
+    fn product(&self, convolution: &Convolution) -> std::result::Result<Pointwise, WeightsError> {
+        self.matrix(&convolution.name, &convolution.shape(), convolution.activation)
+    }
 
-fn bias(
-    network: &'static Network,
-    tensors: &Tensors,
-    name: &str,
-    length: usize,
-) -> std::result::Result<Vec<f32>, WeightsError> {
-    Ok(weights::expect(network, tensors, &format!("{name}.bias"), &[length])?.values.clone())
+    fn matrix(
+        &self,
+        name: &str,
+        shape: &[usize],
+        activation: bool,
+    ) -> std::result::Result<Pointwise, WeightsError> {
+        let weight = &weights::expect(self.network, self.tensors, &format!("{name}.weight"), shape)?.values;
+        let taps = shape[2..].iter().product();
+        let weight = channels_last(weight, shape[0], shape[1], taps);
+        Ok(Pointwise::new(self.kernels, &weight, self.bias(name, shape[0])?, activation))
+    }
+
+    /// A depthwise convolution: `[channels, 1, k, k]` becomes `[k × k, channels]`.
+    fn slide(&self, convolution: &Convolution) -> std::result::Result<Channelwise, WeightsError> {
+        debug_assert_eq!(convolution.kind, Kind::Depthwise);
+        let (name, shape) = (&convolution.name, convolution.shape());
+        let weight = &weights::expect(self.network, self.tensors, &format!("{name}.weight"), &shape)?.values;
+        let weight = channels_last(weight, shape[0], 1, shape[2] * shape[3]);
+        let bias = self.bias(name, shape[0])?;
+        Channelwise::new(self.kernels, (convolution.kernel, convolution.stride), &weight, bias)
+            .ok_or_else(|| WeightsError::Unsupported(self.network.name, name.clone()))
+    }
+
+    fn bias(&self, name: &str, length: usize) -> std::result::Result<&[f32], WeightsError> {
+        Ok(&weights::expect(self.network, self.tensors, &format!("{name}.bias"), &[length])?.values)
+    }
 }
 
 /// `[output, input, taps]` to `[taps, input, output]`.
-fn channels_last(weight: &[f32], output: usize, input: usize, taps: usize) -> Vec<f32> {
+pub(in crate::model) fn channels_last(weight: &[f32], output: usize, input: usize, taps: usize) -> Vec<f32> {
     let mut turned = vec![0.0; weight.len()];
-    for (at, value) in weight.iter().enumerate() {
-        let (to, from, tap) = (at / (input * taps), at / taps % input, at % taps);
-        turned[(tap * input + from) * output + to] = *value;
+    for (from_output, weight) in weight.chunks_exact(input * taps).enumerate() {
+        for (at, value) in weight.iter().enumerate() {
+            turned[(at % taps * input + at / taps) * output + from_output] = *value;
+        }
     }
     turned
 }

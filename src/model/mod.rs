@@ -12,11 +12,11 @@ pub mod labels;
 pub mod network;
 pub mod weights;
 
-pub use forward::Classifier;
+pub use forward::{Classifier, Session};
 pub use image::DecodeError;
 
 use candle_core::{DType, Device, Tensor};
-use forward::InvertedResiduals;
+use kernels::isa::{Isa, Level};
 use network::{EFFICIENTNET_LITE0, MOBILENET_V2, NETWORKS, Network};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -58,11 +58,14 @@ pub struct ModelArgs {
         value_parser = clap::value_parser!(u32).range(1..=1000)
     )]
     pub pixels_max: u32,
+    /// Instruction set to use, for comparison [default: the best that the CPU has]
+    #[arg(long, env = "ELASTIC_ISA", value_enum, value_name = "NAME")]
+    pub isa: Option<Level>,
 }
 
 impl Default for ModelArgs {
     fn default() -> Self {
-        Self { model: None, weights: None, weights_dir: "weights".into(), pixels_max: 50 }
+        Self { model: None, weights: None, weights_dir: "weights".into(), pixels_max: 50, isa: None }
     }
 }
 
@@ -89,9 +92,14 @@ pub enum ModelError {
     /// The class names do not fit.
     #[error(transparent)]
     Labels(#[from] labels::LabelsError),
-    /// The input does not have the shape `[1, size, size, 3]`.
-    #[error("the network's input is [1, {size}, {size}, 3], got {found:?}")]
+    /// The CPU does not have what `--isa` names.
+    #[error("this CPU does not have {0}; it has {1}")]
+    Isa(Level, String),
+    /// The input does not have the shape `[N, size, size, 3]`, or N is too large.
+    #[error("the network's input is 1 to {images_max} images of [{size}, {size}, 3], got {found:?}")]
     Input {
+        /// Most images at once.
+        images_max: usize,
         /// Side of the input, pixels.
         size: usize,
         /// Shape given.
@@ -143,13 +151,14 @@ impl Model {
             Some(network) => network,
             None => weights::recognise(&tensors).map_err(failed)?,
         };
-        let classifier = Box::new(InvertedResiduals::new(network, &tensors).map_err(failed)?);
+        let isa = isa(args.isa)?;
+        let classifier = forward::float32(network, &tensors, isa).map_err(failed)?;
         let path = match &source {
             Source::File(path) => Some(path.as_path()),
             Source::Embedded => None,
         };
         let labels = labels::load(network, path)?;
-        announce(network, named.is_some(), &source, args);
+        announce(network, named.is_some(), isa, &source, args);
         let pixels_max = u64::from(args.pixels_max) * 1_000_000;
         Ok(Self { network, classifier, labels, pixels_max })
     }
@@ -184,19 +193,20 @@ impl Model {
         &*self.classifier
     }
 
-    /// Image bytes to the network's input, `[1, size, size, 3]`.
+    /// Image bytes to the network's input, bytes `[1, size, size, 3]`.
     pub fn decode(&self, bytes: &[u8]) -> Result<Tensor, DecodeError> {
         image::decode(bytes, &self.network.preprocessing, self.pixels_max)
     }
 
-    /// Logits of one image `[1, size, size, 3]`, one a class, all finite.
-    pub fn logits(&self, input: &Tensor) -> Result<Vec<f32>, ModelError> {
+    /// Memory for one thread that classifies up to `images_max` images at once.
+    pub fn session(&self, images_max: usize) -> Result<ModelSession, ModelError> {
         let size = self.input_size();
-        if input.dims() != [1, size, size, 3] {
-            return Err(ModelError::Input { size, found: input.dims().to_vec() });
-        }
-        let logits = self.classifier.logits(input)?.squeeze(0)?.to_vec1::<f32>()?;
-        if logits.iter().all(|logit| logit.is_finite()) { Ok(logits) } else { Err(ModelError::NotFinite) }
+        Ok(ModelSession { session: self.classifier.session(images_max, (size, size))?, images_max, size })
+    }
+
+    /// Logits of one image `[1, size, size, 3]`, in a session of its own.
+    pub fn logits(&self, input: &Tensor) -> Result<Vec<f32>, ModelError> {
+        self.session(1)?.logits(input).map(|mut logits| logits.swap_remove(0))
     }
 
     /// The `k` most probable classes by softmax, best first; of equals, the one with the lower index first.
@@ -208,11 +218,45 @@ impl Model {
             .map(|(index, probability)| Prediction { label: label(index), index, probability })
             .collect()
     }
+}
 
-    /// Runs one inference on zeros, so that the first request finds memory and caches warm.
-    pub fn warm_up(&self) -> Result<(), ModelError> {
-        let size = self.input_size();
-        self.logits(&Tensor::zeros((1, size, size, 3), DType::F32, &Device::Cpu)?).map(drop)
+/// A thread's memory for running a [`Model`].
+pub struct ModelSession {
+    session: Box<dyn Session>,
+    images_max: usize,
+    size: usize,
+}
+
+impl ModelSession {
+    /// Logits of each image of `[N, size, size, 3]`, one a class, all finite.
+    pub fn logits(&mut self, input: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
+        let (images_max, size) = (self.images_max, self.size);
+        match input.dims() {
+            [images, height, width, 3]
+                if (1..=images_max).contains(images) && [*height, *width] == [size; 2] => {}
+            found => return Err(ModelError::Input { images_max, size, found: found.to_vec() }),
+        }
+        let logits = self.session.logits(input)?;
+        if logits.iter().any(|logit| !logit.is_finite()) {
+            return Err(ModelError::NotFinite);
+        }
+        Ok(logits.chunks_exact(logits.len() / input.dims()[0]).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Runs one inference on black pixels, so that the first request finds memory and caches warm.
+    pub fn warm_up(&mut self) -> Result<(), ModelError> {
+        self.logits(&Tensor::zeros((1, self.size, self.size, 3), DType::U8, &Device::Cpu)?).map(drop)
+    }
+}
+
+/// The instruction set asked for, or the best.
+fn isa(named: Option<Level>) -> Result<Isa, ModelError> {
+    match named {
+        None => Ok(Isa::best()),
+        Some(level) => Isa::new(level).ok_or_else(|| {
+            let has: Vec<String> = Isa::all().map(|isa| isa.to_string()).collect();
+            ModelError::Isa(level, has.join(", "))
+        }),
     }
 }
 
@@ -240,8 +284,9 @@ fn choose(named: Option<&'static Network>, args: &ModelArgs) -> (Option<&'static
 }
 
 /// Logs which network runs and why. The embedded one by default is worth a warning: it is the fallback.
-fn announce(network: &Network, named: bool, source: &Source, args: &ModelArgs) {
+fn announce(network: &Network, named: bool, isa: Isa, source: &Source, args: &ModelArgs) {
     let model = network.name;
+    let isa = isa.to_string();
     match source {
         Source::File(path) => {
             let why = match (named, &args.weights) {
@@ -249,15 +294,16 @@ fn announce(network: &Network, named: bool, source: &Source, args: &ModelArgs) {
                 (false, Some(_)) => "--weights holds it",
                 (false, None) => "its weights are in --weights-dir",
             };
-            tracing::info!(model, weights = %path.display(), why, "model loaded");
+            tracing::info!(model, isa, weights = %path.display(), why, "model loaded");
         }
         Source::Embedded if named => {
-            tracing::info!(model, weights = "embedded", why = "--model names it", "model loaded");
+            tracing::info!(model, isa, weights = "embedded", why = "--model names it", "model loaded");
         }
         Source::Embedded => {
             let missing = args.weights_dir.join(MOBILENET_V2.file_name());
             tracing::warn!(
                 model,
+                isa,
                 weights = "embedded",
                 missing = %missing.display(),
                 "mobilenet_v2 has no weights here, running the embedded network; `make weights` or \
@@ -343,7 +389,7 @@ mod tests {
         let args = ModelArgs { weights_dir: folder.path().into(), ..ModelArgs::default() };
         let model = Model::load(&args).unwrap();
         assert_eq!((model.name(), model.classes(), model.input_size()), ("efficientnet_lite0", 1000, 224));
-        model.warm_up().unwrap();
+        model.session(1).unwrap().warm_up().unwrap();
         let batch = Tensor::zeros((2, 224, 224, 3), DType::F32, &Device::Cpu).unwrap();
         assert!(matches!(model.logits(&batch), Err(ModelError::Input { .. })));
         assert_eq!(model.classifier().logits(&batch).unwrap().dims(), [2, 1000]);

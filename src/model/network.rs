@@ -2,7 +2,7 @@
 //!
 //! **Invariant**: [`Network::plan`] is the only place that knows how layers are chained and named; loading,
 //! checking, folding and running all walk the same plan.
-use crate::model::kernels::Padding;
+use crate::model::kernels::{Normalisation, Padding};
 
 /// Every network that `elastic` knows, the preferred one first.
 pub static NETWORKS: [&Network; 2] = [&MOBILENET_V2, &EFFICIENTNET_LITE0];
@@ -31,10 +31,8 @@ pub struct Preprocessing {
     pub crop: u32,
     /// Antialiased resampling filter.
     pub filter: Filter,
-    /// Subtracted from each of red, green, blue on 0..255.
-    pub mean: [f32; 3],
-    /// Divides each of red, green, blue afterwards.
-    pub deviation: [f32; 3],
+    /// From bytes to what the network was trained on.
+    pub normalisation: Normalisation,
 }
 
 /// Resampling filter.
@@ -116,8 +114,10 @@ pub static MOBILENET_V2: Network = Network {
         resize: 256,
         crop: 224,
         filter: Filter::Bilinear,
-        mean: [0.485 * 255.0, 0.456 * 255.0, 0.406 * 255.0],
-        deviation: [0.229 * 255.0, 0.224 * 255.0, 0.225 * 255.0],
+        normalisation: Normalisation {
+            mean: [0.485 * 255.0, 0.456 * 255.0, 0.406 * 255.0],
+            deviation: [0.229 * 255.0, 0.224 * 255.0, 0.225 * 255.0],
+        },
     },
     naming: Naming::Torchvision,
     batch_norm_epsilon: 1e-5,
@@ -148,8 +148,7 @@ pub static EFFICIENTNET_LITE0: Network = Network {
         resize: 256,
         crop: 224,
         filter: Filter::Bicubic,
-        mean: [127.0; 3],
-        deviation: [128.0; 3],
+        normalisation: Normalisation { mean: [127.0; 3], deviation: [128.0; 3] },
     },
     naming: Naming::EfficientNetLite,
     batch_norm_epsilon: 1e-3,

@@ -105,6 +105,9 @@ pub enum WeightsError {
         /// The tensor.
         tensor: String,
     },
+    /// The kernels have no such layer.
+    #[error("{0} has the layer {1}, which the kernels cannot run")]
+    Unsupported(&'static str, String),
     /// A tensor has values that are no numbers.
     #[error("{tensor} of {network} holds infinities or NaN: the file is damaged; {HOW_TO_GET}")]
     NotFinite {

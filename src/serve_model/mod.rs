@@ -94,13 +94,9 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
     let listener = serve::bind(&args.host, args.port).await?;
     let url = serve::local_url(&listener)?;
     let model_args = args.model.clone();
-    let model = tokio::task::spawn_blocking(move || {
-        let model = Model::load(&model_args)?;
-        model.warm_up()?;
-        Ok::<_, crate::model::ModelError>(model)
-    })
-    .await??;
-    let state = state(model, args.settings, shutdown.clone())?;
+    let (settings, draining) = (args.settings, shutdown.clone());
+    let state = tokio::task::spawn_blocking(move || state(Model::load(&model_args)?, settings, draining));
+    let state = state.await??;
     let slots = state.workers.threads();
     let startup_ms = started.elapsed().as_millis() as u64;
     tracing::info!(url, model = state.model.name(), threads = slots, startup_ms, "replica ready");

@@ -4,7 +4,7 @@
 //! alone; an image whose client is gone or whose time ran out is dropped before it is decoded.
 use super::Settings;
 use super::metrics::Metrics;
-use crate::model::{DecodeError, Model};
+use crate::model::{DecodeError, Model, ModelSession};
 use crate::net::error::ApiError;
 use crate::net::wire::{ClassifyAnswer, TimingMs};
 use bytes::Bytes;
@@ -38,14 +38,16 @@ impl Workers {
         settings: Settings,
         model: &Arc<Model>,
         metrics: &Arc<Metrics>,
-    ) -> std::io::Result<Self> {
+    ) -> anyhow::Result<Self> {
         let (queue, jobs) = sync_channel(settings.queue_max);
         let jobs = Arc::new(Mutex::new(jobs));
         for number in 0..threads {
             let (jobs, model, metrics) = (Arc::clone(&jobs), Arc::clone(model), Arc::clone(metrics));
+            let mut session = model.session(1)?;
+            session.warm_up()?;
             std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || work(&jobs, &model, &metrics, settings.pace))?;
+                .spawn(move || work(&jobs, &model, session, &metrics, settings.pace))?;
         }
         Ok(Self { queue, threads })
     }
@@ -63,7 +65,13 @@ impl Workers {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>, model: &Model, metrics: &Metrics, pace: Option<Duration>) {
+fn work(
+    jobs: &Mutex<Receiver<Job>>,
+    model: &Model,
+    mut session: ModelSession,
+    metrics: &Metrics,
+    pace: Option<Duration>,
+) {
     loop {
         // The lock passes the next job to one idle thread; the others wait for the lock instead.
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -81,7 +89,8 @@ fn work(jobs: &Mutex<Receiver<Job>>, model: &Model, metrics: &Metrics, pace: Opt
             continue;
         }
         let queued = taken_at - job.queued_at;
-        let answer = catch_unwind(AssertUnwindSafe(|| classify(model, &job.image, job.top_k, queued)));
+        let answer =
+            catch_unwind(AssertUnwindSafe(|| classify(model, &mut session, &job.image, job.top_k, queued)));
         let answer = answer.unwrap_or_else(|_| {
             tracing::error!("a worker panicked on an image; this is a bug");
             Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the image could not be worked on"))
@@ -96,16 +105,22 @@ fn work(jobs: &Mutex<Receiver<Job>>, model: &Model, metrics: &Metrics, pace: Opt
     }
 }
 
-fn classify(model: &Model, image: &[u8], top_k: usize, queued: Duration) -> Result<ClassifyAnswer, ApiError> {
+fn classify(
+    model: &Model,
+    session: &mut ModelSession,
+    image: &[u8],
+    top_k: usize,
+    queued: Duration,
+) -> Result<ClassifyAnswer, ApiError> {
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let started = Instant::now();
     let input = model.decode(image).map_err(|error| refuse_image(&error))?;
     let decoded = Instant::now();
-    let logits = model.logits(&input).map_err(|error| {
+    let logits = session.logits(&input).map_err(|error| {
         tracing::error!(%error, "inference failed");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "inference failed")
     })?;
-    let predictions = model.top_k(&logits, top_k);
+    let predictions = model.top_k(&logits[0], top_k);
     Ok(ClassifyAnswer {
         model: model.name().to_owned(),
         predictions,

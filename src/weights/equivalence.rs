@@ -1,7 +1,8 @@
 //! Test code: a checkpoint that was folded, written, read and run on our kernels gives what the unfolded network
 //! gives on candle's own convolutions, layer by layer as the papers describe it.
-use crate::model::forward::{Classifier as _, InvertedResiduals};
+use crate::model::forward;
 use crate::model::kernels::Padding;
+use crate::model::kernels::isa::Isa;
 use crate::model::network::{Convolution, EFFICIENTNET_LITE0, Kind, MOBILENET_V2, Network, Stage};
 use crate::model::weights::{self, Tensors};
 use crate::weights::{convert, sample};
@@ -90,8 +91,9 @@ fn folded_networks_equal_unfolded_ones() {
     for network in [&SMALL_MOBILENET, &SMALL_EFFICIENTNET] {
         let unfolded = sample::unfolded(network, 17);
         let (_, file) = convert::convert(&sample::pickles(&unfolded), Some(network), DType::F32).unwrap();
-        let folded = InvertedResiduals::new(network, &weights::parse(&file).unwrap()).unwrap();
-        for size in [16, 21, 30] {
+        let tensors = weights::parse(&file).unwrap();
+        for (isa, size) in Isa::all().flat_map(|isa| [16, 21, 30].map(|size| (isa, size))) {
+            let folded = forward::float32(network, &tensors, isa).unwrap();
             let values: Vec<f32> = (0..2 * size * size * 3).map(|at| (at as f32 * 0.7).sin()).collect();
             let images = Tensor::from_vec(values, (2, size, size, 3), &Device::Cpu).unwrap();
             let got = folded.logits(&images).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -100,7 +102,11 @@ fn folded_networks_equal_unfolded_ones() {
             let expected = reference.logits(&channels_first).unwrap().flatten_all().unwrap();
             let expected = expected.to_vec1::<f32>().unwrap();
             for (got, expected) in got.iter().zip(&expected) {
-                assert!((got - expected).abs() < 1e-4, "{} at {size}: {got}, not {expected}", network.name);
+                assert!(
+                    (got - expected).abs() < 1e-4,
+                    "{} with {isa} at {size}: {got}, not {expected}",
+                    network.name
+                );
             }
             assert!(expected.iter().any(|logit| logit.abs() > 1e-2), "the comparison is of more than zeros");
         }

@@ -1,13 +1,27 @@
-//! The operations that networks are made of, as candle operations over NHWC tensors.
+//! What inference spends its time in: layers whose weights are packed for one instruction set, blocks that
+//! run them strip by strip, and the candle operations that carry them.
 //!
-//! This is the seam for faster kernels: an operation owns its weights in the layout its kernel wants, and
-//! picks the kernel when it runs.
+//! [`isa`] says what the CPU has; `precision` what float32, bfloat16 and int8 layers have in common; `float`
+//! holds the float32 layers over the vectors of `simd`; `block` and `head` put layers together; `ops`
+//! makes candle operations of them; [`scalar`] is the reference that all are compared with.
 //!
-//! **Invariant**: an operation runs on the thread that calls it and on no other.
-mod gemm;
+//! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; `unsafe`
+//! lives below this module only.
+#![allow(unsafe_code)]
+#![allow(clippy::inline_always)] // what runs inside a function that enables instructions must be inlined there
+#![allow(clippy::wildcard_imports)] // the intrinsics of an architecture have names of their own
+pub(in crate::model) mod block;
+pub(in crate::model) mod float;
+pub(in crate::model) mod head;
+pub mod isa;
+mod memory;
+pub(in crate::model) mod ops;
+pub(in crate::model) mod precision;
 pub mod scalar;
+mod simd;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail};
+pub use precision::Normalisation;
+
 use std::ops::Range;
 
 /// How a convolution sees the pixels beyond the edge, which count as zero.
@@ -80,137 +94,6 @@ impl Window {
             ((start + first).saturating_sub(before), first..end)
         };
         (along(row, self.before_rows, self.height), along(column, self.before_columns, self.width))
-    }
-}
-
-/// The values of a contiguous float32 tensor.
-fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("the kernels take contiguous tensors only"),
-    }
-}
-
-/// A convolution over windows of pixels with bias and ReLU6: `[N, H, W, input]` to `[N, H', W', output]`.
-#[derive(Debug)]
-pub struct Spatial {
-    /// Side of the kernel, pixels.
-    pub kernel: usize,
-    /// Step, pixels.
-    pub stride: usize,
-    /// What lies beyond the edge.
-    pub padding: Padding,
-    /// Whether each channel is convolved with itself only; otherwise the input has three channels.
-    pub depthwise: bool,
-    /// `[kernel, kernel, output]` depthwise, else `[kernel, kernel, 3, output]`.
-    pub weight: Vec<f32>,
-    /// `[output]`.
-    pub bias: Vec<f32>,
-}
-
-impl CustomOp1 for Spatial {
-    fn name(&self) -> &'static str {
-        "elastic-spatial-convolution"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (images, height, width, input) = layout.shape().dims4()?;
-        let output = self.bias.len();
-        if input != if self.depthwise { output } else { 3 } || height == 0 || width == 0 {
-            bail!("a convolution to {output} channels got [{images}, {height}, {width}, {input}]");
-        }
-        let window = Window::new(self.kernel, self.stride, self.padding, height, width);
-        let (from, to) = (height * width * input, window.output_height * window.output_width * output);
-        let mut values = vec![0.0; images * to];
-        let kernel = if self.depthwise { scalar::depthwise } else { scalar::stem };
-        for (image, values) in floats(storage, layout)?.chunks_exact(from).zip(values.chunks_exact_mut(to)) {
-            kernel(&window, output, image, &self.weight, &self.bias, values);
-        }
-        let shape = (images, window.output_height, window.output_width, output);
-        Ok((CpuStorage::F32(values), Shape::from(shape)))
-    }
-}
-
-/// A 1x1 convolution or a fully connected layer: the last dimension goes from `input` to `output`. As a
-/// binary operation it adds its second argument, shaped as the result, before the activation.
-#[derive(Debug)]
-pub struct Pointwise {
-    /// `[input, output]`.
-    pub weight: Vec<f32>,
-    /// `[output]`.
-    pub bias: Vec<f32>,
-    /// Whether ReLU6 follows.
-    pub activation: bool,
-}
-
-impl Pointwise {
-    fn forward(
-        &self,
-        input: &[f32],
-        layout: &Layout,
-        residual: Option<&[f32]>,
-    ) -> Result<(CpuStorage, Shape)> {
-        let mut shape = layout.shape().dims().to_vec();
-        let outputs = self.bias.len();
-        let inputs = self.weight.len() / outputs;
-        match shape.last_mut() {
-            Some(last) if *last == inputs => *last = outputs,
-            _ => bail!("a product from {inputs} to {outputs} channels got {shape:?}"),
-        }
-        let mut output = vec![0.0; shape.iter().product()];
-        if residual.is_some_and(|residual| residual.len() != output.len()) {
-            bail!("the residual does not have the shape {shape:?} of the product");
-        }
-        gemm::pointwise(input, &self.weight, &self.bias, residual, self.activation, &mut output);
-        Ok((CpuStorage::F32(output), Shape::from(shape)))
-    }
-}
-
-impl CustomOp1 for Pointwise {
-    fn name(&self) -> &'static str {
-        "elastic-pointwise"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(floats(storage, layout)?, layout, None)
-    }
-}
-
-impl CustomOp2 for Pointwise {
-    fn name(&self) -> &'static str {
-        "elastic-pointwise-residual"
-    }
-
-    fn cpu_fwd(
-        &self,
-        storage: &CpuStorage,
-        layout: &Layout,
-        residual: &CpuStorage,
-        residual_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward(floats(storage, layout)?, layout, Some(floats(residual, residual_layout)?))
-    }
-}
-
-/// Mean over the pixels: `[N, H, W, C]` to `[N, C]`.
-#[derive(Debug)]
-pub struct Mean;
-
-impl CustomOp1 for Mean {
-    fn name(&self) -> &'static str {
-        "elastic-mean"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (images, height, width, channels) = layout.shape().dims4()?;
-        let mut values = vec![0.0; images * channels];
-        let image_length = (height * width * channels).max(1);
-        for (image, mean) in
-            floats(storage, layout)?.chunks_exact(image_length).zip(values.chunks_exact_mut(channels.max(1)))
-        {
-            scalar::mean(image, mean);
-        }
-        Ok((CpuStorage::F32(values), Shape::from((images, channels))))
     }
 }
 

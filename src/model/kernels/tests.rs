@@ -1,6 +1,11 @@
-//! Every kernel against a naive one that knows nothing of layouts, lanes or windows.
+//! Every kernel of every instruction set that this CPU has, against naive loops that know nothing of layouts,
+//! lanes, strips or windows.
+use super::block::{Block, Geometry, Pass, Scratch, Widen};
+use super::float::{Average, Channelwise, Float, Kernels, Pointwise};
+use super::head::{Head, HeadScratch};
+use super::isa::Isa;
+use super::precision::{Product as _, Source, Target};
 use super::*;
-use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -10,7 +15,7 @@ fn values(seed: u64, length: usize) -> Vec<f32> {
     (0..length).map(|_| random.random_range(-1.0..1.0)).collect()
 }
 
-/// Padding before and after, straight from the definitions of the two conventions.
+/// Padding before and outputs, straight from the definitions of the two conventions.
 fn naive_padding(padding: Padding, kernel: usize, stride: usize, size: usize) -> (usize, usize) {
     match padding {
         Padding::Symmetric => {
@@ -28,48 +33,113 @@ fn naive_padding(padding: Padding, kernel: usize, stride: usize, size: usize) ->
     }
 }
 
-/// One output value after the other, indices bound-checked as signed numbers, summed in f64.
-#[allow(clippy::cast_possible_wrap)]
-fn naive(op: &Spatial, input: &[f32], height: usize, width: usize) -> (Vec<f32>, usize, usize) {
-    let channels = op.bias.len();
-    let inputs = if op.depthwise { channels } else { 3 };
-    let (above, rows) = naive_padding(op.padding, op.kernel, op.stride, height);
-    let (left, columns) = naive_padding(op.padding, op.kernel, op.stride, width);
-    let mut output = Vec::new();
-    for row in 0..rows {
-        for column in 0..columns {
+/// A tensor `[height, width, channels]`.
+#[derive(Clone, Debug)]
+struct Image {
+    height: usize,
+    width: usize,
+    channels: usize,
+    values: Vec<f32>,
+}
+
+impl Image {
+    fn new(seed: u64, (height, width, channels): (usize, usize, usize)) -> Self {
+        Self { height, width, channels, values: values(seed, height * width * channels) }
+    }
+
+    /// A value, zero outside.
+    #[allow(clippy::cast_possible_wrap)]
+    fn at(&self, row: isize, column: isize, channel: usize) -> f64 {
+        let inside = |at: isize, size: usize| at >= 0 && at < size as isize;
+        if inside(row, self.height) && inside(column, self.width) {
+            f64::from(self.values[(row as usize * self.width + column as usize) * self.channels + channel])
+        } else {
+            0.0
+        }
+    }
+
+    /// Each output channel is a sum over a window and some input channels; `weight` is
+    /// `[kernel, kernel, inputs, outputs]`, or `[kernel, kernel, channels]` where channels stay apart.
+    #[allow(clippy::cast_possible_wrap)]
+    fn convolved(&self, layer: &Layer) -> Self {
+        let Layer { kernel, stride, padding, depthwise, weight, bias, activation } = layer;
+        let (above, height) = naive_padding(*padding, *kernel, *stride, self.height);
+        let (left, width) = naive_padding(*padding, *kernel, *stride, self.width);
+        let channels = bias.len();
+        let mut out = Vec::new();
+        for (row, column) in (0..height).flat_map(|row| (0..width).map(move |column| (row, column))) {
             for channel in 0..channels {
-                let mut sum = f64::from(op.bias[channel]);
-                for (y, x) in (0..op.kernel).flat_map(|y| (0..op.kernel).map(move |x| (y, x))) {
-                    let at_row = (row * op.stride + y) as isize - above as isize;
-                    let at_column = (column * op.stride + x) as isize - left as isize;
-                    if at_row < 0 || at_row >= height as isize || at_column < 0 || at_column >= width as isize
-                    {
-                        continue;
-                    }
-                    let pixel = (at_row as usize * width + at_column as usize) * inputs;
-                    let tap = y * op.kernel + x;
-                    if op.depthwise {
-                        sum += f64::from(input[pixel + channel] * op.weight[tap * channels + channel]);
+                let mut sum = f64::from(bias[channel]);
+                for tap in 0..kernel * kernel {
+                    let row = (row * stride + tap / kernel) as isize - above as isize;
+                    let column = (column * stride + tap % kernel) as isize - left as isize;
+                    if *depthwise {
+                        sum += self.at(row, column, channel) * f64::from(weight[tap * channels + channel]);
                     } else {
-                        for from in 0..3 {
-                            let weight = op.weight[(tap * 3 + from) * channels + channel];
-                            sum += f64::from(input[pixel + from] * weight);
+                        for input in 0..self.channels {
+                            let weight = weight[(tap * self.channels + input) * channels + channel];
+                            sum += self.at(row, column, input) * f64::from(weight);
                         }
                     }
                 }
-                output.push(sum.clamp(0.0, 6.0) as f32);
+                out.push(if *activation { sum.clamp(0.0, 6.0) } else { sum } as f32);
             }
         }
+        Self { height, width, channels, values: out }
     }
-    (output, rows, columns)
+
+    fn plus(mut self, other: &Self) -> Self {
+        for (value, other) in self.values.iter_mut().zip(&other.values) {
+            *value += other;
+        }
+        self
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Layer {
+    kernel: usize,
+    stride: usize,
+    padding: Padding,
+    depthwise: bool,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    activation: bool,
+}
+
+impl Layer {
+    fn pointwise(seed: u64, inputs: usize, outputs: usize, activation: bool) -> Self {
+        Self {
+            kernel: 1,
+            stride: 1,
+            padding: Padding::Symmetric,
+            depthwise: false,
+            weight: values(seed, inputs * outputs),
+            bias: values(seed ^ 1, outputs),
+            activation,
+        }
+    }
+
+    fn windowed(seed: u64, (kernel, stride): (usize, usize), padding: Padding, channels: usize) -> Self {
+        let (weight, bias) = (values(seed, kernel * kernel * channels), values(seed ^ 1, channels));
+        Self { kernel, stride, padding, depthwise: true, weight, bias, activation: true }
+    }
+
+    fn packed(&self, kernels: &'static Kernels) -> Pointwise {
+        Pointwise::new(kernels, &self.weight, &self.bias, self.activation)
+    }
+
+    fn slide(&self, kernels: &'static Kernels) -> Channelwise {
+        Channelwise::new(kernels, (self.kernel, self.stride), &self.weight, &self.bias).unwrap()
+    }
 }
 
 #[track_caller]
-fn assert_close(got: &[f32], expected: &[f32]) {
+fn assert_close(what: impl std::fmt::Display, got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len());
     for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
-        assert!((got - expected).abs() < 1e-4, "value {at}: {got} instead of {expected}");
+        let close = (got - expected).abs() <= 1e-4 * expected.abs().max(1.0);
+        assert!(close, "{what}, value {at}: {got} instead of {expected}");
     }
 }
 
@@ -79,86 +149,126 @@ fn paddings() -> impl Strategy<Value = Padding> {
 
 proptest! {
     #[test]
-    fn spatial_convolutions_equal_the_naive_one(
+    fn blocks_equal_the_naive_ones(
         (kernel, stride, padding) in (prop_oneof![Just(3_usize), Just(5)], 1_usize..=2, paddings()),
-        (height, width, channels) in (1_usize..12, 1_usize..12, 1_usize..76),
-        (depthwise, images, seed) in (any::<bool>(), 1_usize..3, any::<u64>()),
+        (height, width) in (1_usize..20, 1_usize..20),
+        (inputs, middle, outputs) in (1_usize..20, 1_usize..80, 1_usize..50),
+        (strip, images, seed) in (1_usize..8, 1_usize..4, any::<u64>()),
     ) {
-        let inputs = if depthwise { channels } else { 3 };
-        let weights = kernel * kernel * channels * if depthwise { 1 } else { 3 };
-        let op = Spatial {
-            kernel, stride, padding, depthwise,
-            weight: values(seed, weights),
-            bias: values(seed ^ 1, channels),
-        };
-        let input = values(seed ^ 2, images * height * width * inputs);
-        let tensor = Tensor::from_slice(&input, (images, height, width, inputs), &Device::Cpu).unwrap();
-        let output = tensor.apply_op1_no_bwd(&op).unwrap();
-        let mut expected = Vec::new();
-        let mut shape = (0, 0);
-        for image in input.chunks_exact(height * width * inputs) {
-            let (values, rows, columns) = naive(&op, image, height, width);
-            expected.extend(values);
-            shape = (rows, columns);
-        }
-        prop_assert_eq!(output.dims4().unwrap(), (images, shape.0, shape.1, channels));
-        assert_close(&output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected);
-    }
-
-    #[test]
-    fn products_equal_the_naive_one(
-        (rows, inputs, outputs) in (1_usize..20, 1_usize..70, 1_usize..70),
-        (residual, activation, seed) in (any::<bool>(), any::<bool>(), any::<u64>()),
-    ) {
-        let op = Pointwise { weight: values(seed, inputs * outputs), bias: values(seed ^ 1, outputs), activation };
-        let input = values(seed ^ 2, rows * inputs);
-        let added = values(seed ^ 3, rows * outputs);
-        let tensor = Tensor::from_slice(&input, (1, rows, 1, inputs), &Device::Cpu).unwrap();
-        let output = if residual {
-            let added = Tensor::from_slice(&added, (1, rows, 1, outputs), &Device::Cpu).unwrap();
-            tensor.apply_op2_no_bwd(&added, &op)
-        } else {
-            tensor.apply_op1_no_bwd(&op)
-        };
-        let mut expected = Vec::new();
-        for row in 0..rows {
-            for column in 0..outputs {
-                let mut sum = op.bias[column] + if residual { added[row * outputs + column] } else { 0.0 };
-                for k in 0..inputs {
-                    sum += input[row * inputs + k] * op.weight[k * outputs + column];
+        let photos: Vec<Image> =
+            (0..images as u64).map(|at| Image::new(seed ^ at << 32, (height, width, inputs))).collect();
+        let expand = Layer::pointwise(seed ^ 2, inputs, middle, true);
+        let slide = Layer::windowed(seed ^ 4, (kernel, stride), padding, middle);
+        let residual = stride == 1 && seed % 2 == 0;
+        let outputs = if residual { inputs } else { outputs };
+        let project = Layer::pointwise(seed ^ 6, middle, outputs, false);
+        let expected = photos.iter().flat_map(|photo| {
+            let out = photo.convolved(&expand).convolved(&slide).convolved(&project);
+            if residual { out.plus(photo).values } else { out.values }
+        });
+        let expected: Vec<f32> = expected.collect();
+        let input: Vec<f32> = photos.iter().flat_map(|photo| photo.values.clone()).collect();
+        for isa in Isa::all() {
+            let kernels = Kernels::of(isa);
+            let block = Block::<Float> {
+                widen: Widen::Expand(expand.packed(kernels)),
+                depthwise: slide.slide(kernels),
+                project: project.packed(kernels),
+                residual,
+            };
+            let window = Window::new(kernel, stride, padding, height, width);
+            for strip in [None, Some(strip)] {
+                let geometry = Geometry::new(&block, window.clone(), None, images, strip);
+                let mut scratch = Scratch::new([(&block, &geometry)].into_iter());
+                let mut output = vec![f32::NAN; expected.len()];
+                let pass =
+                    Pass { block: &block, geometry: &geometry, input: input.as_ptr(), output: output.as_mut_ptr() };
+                let rows = geometry.window.output_height;
+                // The rows in two parts, as two threads would.
+                unsafe {
+                    pass.run(0..images, 0..rows / 2, &mut scratch);
+                    pass.run(0..images, rows / 2..rows, &mut scratch);
                 }
-                expected.push(if activation { sum.clamp(0.0, 6.0) } else { sum });
+                assert_close(format!("{isa}, strip {strip:?}"), &output, &expected);
             }
         }
-        assert_close(&output.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected);
     }
 
     #[test]
-    fn the_mean_equals_the_naive_one(pixels in 1_usize..50, channels in 1_usize..40, seed in any::<u64>()) {
-        let input = values(seed, pixels * channels);
-        let tensor = Tensor::from_slice(&input, (1, pixels, 1, channels), &Device::Cpu).unwrap();
-        let output = tensor.apply_op1_no_bwd(&Mean).unwrap();
-        let expected: Vec<f32> = (0..channels)
-            .map(|channel| input.iter().skip(channel).step_by(channels).sum::<f32>() / pixels as f32)
-            .collect();
-        assert_close(&output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected);
+    fn products_equal_the_naive_one_and_write_nothing_else(
+        (pixels, inputs, outputs) in (1_usize..32, 1_usize..70, 1_usize..70),
+        (residual, activation, seed) in (any::<bool>(), any::<bool>(), any::<u64>()),
+    ) {
+        let layer = Layer::pointwise(seed, inputs, outputs, activation);
+        let input = Image::new(seed ^ 2, (1, pixels, inputs));
+        let added = Image::new(seed ^ 3, (1, pixels, outputs));
+        let mut expected = input.convolved(&Layer { activation: false, ..layer.clone() });
+        if residual {
+            expected = expected.plus(&added);
+        }
+        if activation {
+            expected.values.iter_mut().for_each(|value| *value = value.clamp(0.0, 6.0));
+        }
+        for isa in Isa::all() {
+            let packed = layer.packed(Kernels::of(isa));
+            // Each pixel's output is followed by a value that must stay.
+            let stride = outputs + 1;
+            let mut output = vec![f32::INFINITY; pixels * stride];
+            let mut spaced = vec![0.0; pixels * stride];
+            for (to, from) in spaced.chunks_exact_mut(stride).zip(added.values.chunks_exact(outputs)) {
+                to[..outputs].copy_from_slice(from);
+            }
+            let offsets: Vec<u32> = (0..pixels).map(|pixel| (pixel * stride) as u32).collect();
+            let source =
+                Source { values: input.values.as_ptr(), pixel_stride: inputs, depth: inputs, segment_stride: 0 };
+            let target = Target {
+                values: output.as_mut_ptr(),
+                offsets: &offsets,
+                residual: if residual { spaced.as_ptr() } else { std::ptr::null() },
+                padded: false,
+            };
+            unsafe { packed.run(packed.panels(), source, target) };
+            let got: Vec<f32> = output.chunks_exact(stride).flat_map(|pixel| pixel[..outputs].to_vec()).collect();
+            assert_close(isa, &got, &expected.values);
+            prop_assert!(output.iter().skip(outputs).step_by(stride).all(|value| *value == f32::INFINITY));
+        }
+    }
+
+    #[test]
+    fn heads_equal_the_naive_one(
+        (images, pixels) in (1_usize..4, 1_usize..50),
+        (inputs, outputs, seed) in (1_usize..20, 1_usize..80, any::<u64>()),
+    ) {
+        let layer = Layer::pointwise(seed, inputs, outputs, true);
+        let input = Image::new(seed ^ 2, (images, pixels, inputs));
+        let wide = input.convolved(&layer).values;
+        let mean = |image: usize, channel: usize| {
+            let pixels = wide[image * pixels * outputs..][..pixels * outputs].iter().skip(channel).step_by(outputs);
+            pixels.clone().sum::<f32>() / pixels.len() as f32
+        };
+        let expected: Vec<f32> =
+            (0..images).flat_map(|image| (0..outputs).map(move |channel| (image, channel))).map(|(i, c)| mean(i, c)).collect();
+        for isa in Isa::all() {
+            let kernels = Kernels::of(isa);
+            let lanes = kernels.block;
+            let head = Head::<Float> { weights: layer.packed(kernels), mean: Average::new(kernels), lanes };
+            let mut output = vec![f32::NAN; images * outputs];
+            head.run((images, pixels), &input.values, &mut output, &mut HeadScratch::new(images, pixels, lanes));
+            assert_close(isa, &output, &expected);
+        }
     }
 }
 
 #[test]
-fn shapes_that_do_not_fit_are_refused() {
-    let op = Pointwise { weight: vec![0.0; 6], bias: vec![0.0; 3], activation: false };
-    let tensor = Tensor::zeros((1, 2, 2, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-    assert!(tensor.apply_op1_no_bwd(&op).unwrap_err().to_string().contains("from 2 to 3 channels"));
-    let transposed = tensor.transpose(1, 3).unwrap().narrow(3, 0, 2).unwrap();
-    assert!(transposed.apply_op1_no_bwd(&op).is_err());
-    let op = Spatial {
-        kernel: 3,
-        stride: 1,
-        padding: Padding::Same,
-        depthwise: true,
-        weight: vec![0.0; 18],
-        bias: vec![0.0; 2],
-    };
-    assert!(tensor.apply_op1_no_bwd(&op).is_err());
+fn a_poisoned_input_shows_in_the_output() {
+    for isa in Isa::all() {
+        let layer = Layer::pointwise(5, 8, 40, true).packed(Kernels::of(isa));
+        let input = [f32::NAN; 8];
+        let mut output = [0.0; 40];
+        let source = Source { values: input.as_ptr(), pixel_stride: 8, depth: 8, segment_stride: 0 };
+        let target =
+            Target { values: output.as_mut_ptr(), offsets: &[0], residual: std::ptr::null(), padded: false };
+        unsafe { layer.run(layer.panels(), source, target) };
+        assert!(output.iter().all(|value| value.is_nan()), "{isa}: {output:?}");
+    }
 }
