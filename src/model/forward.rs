@@ -71,31 +71,35 @@ impl InvertedResiduals<Float> {
         weights::check(network, tensors)?;
         let plan = network.plan();
         let reader = Reader { network, tensors, kernels: Kernels::of(isa) };
+        let lanes = reader.kernels.block;
         let mut blocks = Vec::new();
         for (at, block) in plan.blocks.iter().enumerate() {
             let widen = match &block.expand {
-                Some(expand) => Widen::Expand(reader.product(expand)?),
+                Some(expand) => Widen::Expand(reader.product(expand, expand.input)?),
                 None if at == 0 => {
-                    let (kernel, stride) = (plan.stem.kernel, plan.stem.stride);
-                    Widen::Stem { weights: reader.product(&plan.stem)?, kernel, stride }
+                    let depth = plan.stem.kernel * plan.stem.input;
+                    Widen::Stem { weights: reader.product(&plan.stem, depth)?, stride: plan.stem.stride }
                 }
                 None => return Err(WeightsError::Unsupported(network.name, block.depthwise.name.clone())),
             };
             blocks.push(Block {
                 widen,
                 depthwise: reader.slide(&block.depthwise)?,
-                project: reader.product(&block.project)?,
+                project: reader.product(&block.project, lanes)?,
                 residual: block.residual,
             });
         }
-        let lanes = reader.kernels.block;
         let shape = [network.classes, network.head_channels];
         Ok(Self(Arc::new(Layers {
             blocks,
             windows: plan.blocks.iter().map(|b| (b.depthwise.kernel, b.depthwise.stride)).collect(),
             stem: (plan.stem.kernel, plan.stem.stride),
-            head: Head { weights: reader.product(&plan.head)?, mean: Average::new(reader.kernels), lanes },
-            classifier: reader.matrix(plan.classifier, &shape, false)?,
+            head: Head {
+                weights: reader.product(&plan.head, plan.head.input)?,
+                mean: Average::new(reader.kernels),
+                lanes,
+            },
+            classifier: reader.matrix(plan.classifier, &shape, shape[1], false)?,
             padding: network.padding,
             normalisation: network.preprocessing.normalisation,
         })))
@@ -235,20 +239,25 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// A full convolution as a product over the rows of its windows, or a 1x1 one:
     /// `[output, input, k, k]` becomes `[k × k × input, output]`.
-    fn product(&self, convolution: &Convolution) -> std::result::Result<Pointwise, WeightsError> {
-        self.matrix(&convolution.name, &convolution.shape(), convolution.activation)
+    fn product(
+        &self,
+        convolution: &Convolution,
+        depth: usize,
+    ) -> std::result::Result<Pointwise, WeightsError> {
+        self.matrix(&convolution.name, &convolution.shape(), depth, convolution.activation)
     }
 
     fn matrix(
         &self,
         name: &str,
         shape: &[usize],
+        depth: usize,
         activation: bool,
     ) -> std::result::Result<Pointwise, WeightsError> {
         let weight = &weights::expect(self.network, self.tensors, &format!("{name}.weight"), shape)?.values;
         let taps = shape[2..].iter().product();
         let weight = channels_last(weight, shape[0], shape[1], taps);
-        Ok(Pointwise::new(self.kernels, &weight, self.bias(name, shape[0])?, activation))
+        Ok(Pointwise::new(self.kernels, depth, &weight, self.bias(name, shape[0])?, activation))
     }
 
     /// A depthwise convolution: `[channels, 1, k, k]` becomes `[k × k, channels]`.

@@ -17,8 +17,6 @@ pub(in crate::model) enum Widen<P: Precision> {
     Stem {
         /// The convolution; its input channels are the rows of a window.
         weights: P::Product,
-        /// Side of the window, pixels.
-        kernel: usize,
         /// Step, pixels.
         stride: usize,
     },
@@ -274,11 +272,11 @@ impl<P: Precision> Pass<'_, P> {
                 // SAFETY: the caller vouches for the input; several images are whole, hence one after another.
                 unsafe {
                     let values = self.input.add(at);
-                    let source = Source { values, pixel_stride: inputs, depth: inputs, segment_stride: 0 };
+                    let source = Source { values, pixel_stride: inputs, segment_stride: 0 };
                     weights.run(weights.panels_of_block(block), source, target(offsets));
                 }
             }
-            Widen::Stem { weights, kernel, stride } => {
+            Widen::Stem { weights, stride } => {
                 let rows = strip.input.len();
                 for (at, offsets) in offsets.chunks_exact(window.width).enumerate() {
                     let (image, row) = (at / rows, strip.input.start + at % rows);
@@ -288,7 +286,6 @@ impl<P: Precision> Pass<'_, P> {
                         let source = Source {
                             values: self.input.add(at),
                             pixel_stride: stride * 3,
-                            depth: kernel * 3,
                             segment_stride: *padded_row,
                         };
                         weights.run(weights.panels_of_block(block), source, target(offsets));
@@ -337,7 +334,7 @@ impl<P: Precision> Pass<'_, P> {
         scratch.dense.extend((0..pixels).map(|pixel| (pixel * outputs) as u32));
         let at = strip.image * output_length + strip.output.start * window.output_width * outputs;
         let values = scratch.middle.as_ptr();
-        let source = Source { values, pixel_stride: lanes, depth: lanes, segment_stride: pixels * lanes };
+        let source = Source { values, pixel_stride: lanes, segment_stride: pixels * lanes };
         // SAFETY: the caller vouches for input and output; where there is a residual they have one shape.
         unsafe {
             let target = Target {

@@ -53,8 +53,7 @@ impl<P: Precision> Head<P> {
         assert!(scratch.wide.len() >= images * pixels * lanes && scratch.means.len() >= lanes);
         for block in 0..outputs.div_ceil(lanes) {
             let channel = block * lanes;
-            let source =
-                Source { values: input.as_ptr(), pixel_stride: inputs, depth: inputs, segment_stride: 0 };
+            let source = Source { values: input.as_ptr(), pixel_stride: inputs, segment_stride: 0 };
             let target = Target {
                 // The product counts channels from the first, the scratch from the block's.
                 values: scratch.wide.as_mut_ptr().wrapping_sub(channel),
@@ -92,7 +91,7 @@ pub(in crate::model) fn classify<P: Precision>(
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     assert!(input.len() >= images * inputs && output.len() >= images * outputs);
     assert!(offsets[..images].iter().all(|offset| *offset as usize + outputs <= output.len()));
-    let source = Source { values: input.as_ptr(), pixel_stride: inputs, depth: inputs, segment_stride: 0 };
+    let source = Source { values: input.as_ptr(), pixel_stride: inputs, segment_stride: 0 };
     let target = Target {
         values: output.as_mut_ptr(),
         offsets: &offsets[..images],

@@ -14,11 +14,13 @@ pub(in crate::model) mod block;
 pub(in crate::model) mod float;
 pub(in crate::model) mod head;
 pub mod isa;
+mod matrix;
 mod memory;
 pub(in crate::model) mod ops;
 pub(in crate::model) mod precision;
 pub mod scalar;
 mod simd;
+mod tile;
 
 pub use precision::Normalisation;
 

@@ -14,9 +14,7 @@ pub(in crate::model) struct Source<V> {
     pub(in crate::model) values: *const V,
     /// Elements from a pixel to the next.
     pub(in crate::model) pixel_stride: usize,
-    /// Input channels that lie together: all of them, or blocks of them with a shorter last one.
-    pub(in crate::model) depth: usize,
-    /// Elements from one such run to the next.
+    /// Elements from one run of input channels that lie together to the next.
     pub(in crate::model) segment_stride: usize,
 }
 

@@ -125,8 +125,9 @@ impl Layer {
         Self { kernel, stride, padding, depthwise: true, weight, bias, activation: true }
     }
 
-    fn packed(&self, kernels: &'static Kernels) -> Pointwise {
-        Pointwise::new(kernels, &self.weight, &self.bias, self.activation)
+    fn packed(&self, kernels: &'static Kernels, depth: Option<usize>) -> Pointwise {
+        let inputs = self.weight.len() / self.bias.len();
+        Pointwise::new(kernels, depth.unwrap_or(inputs), &self.weight, &self.bias, self.activation)
     }
 
     fn slide(&self, kernels: &'static Kernels) -> Channelwise {
@@ -171,9 +172,9 @@ proptest! {
         for isa in Isa::all() {
             let kernels = Kernels::of(isa);
             let block = Block::<Float> {
-                widen: Widen::Expand(expand.packed(kernels)),
+                widen: Widen::Expand(expand.packed(kernels, None)),
                 depthwise: slide.slide(kernels),
-                project: project.packed(kernels),
+                project: project.packed(kernels, Some(kernels.block)),
                 residual,
             };
             let window = Window::new(kernel, stride, padding, height, width);
@@ -210,7 +211,7 @@ proptest! {
             expected.values.iter_mut().for_each(|value| *value = value.clamp(0.0, 6.0));
         }
         for isa in Isa::all() {
-            let packed = layer.packed(Kernels::of(isa));
+            let packed = layer.packed(Kernels::of(isa), None);
             // Each pixel's output is followed by a value that must stay.
             let stride = outputs + 1;
             let mut output = vec![f32::INFINITY; pixels * stride];
@@ -220,7 +221,7 @@ proptest! {
             }
             let offsets: Vec<u32> = (0..pixels).map(|pixel| (pixel * stride) as u32).collect();
             let source =
-                Source { values: input.values.as_ptr(), pixel_stride: inputs, depth: inputs, segment_stride: 0 };
+                Source { values: input.values.as_ptr(), pixel_stride: inputs, segment_stride: 0 };
             let target = Target {
                 values: output.as_mut_ptr(),
                 offsets: &offsets,
@@ -251,7 +252,7 @@ proptest! {
         for isa in Isa::all() {
             let kernels = Kernels::of(isa);
             let lanes = kernels.block;
-            let head = Head::<Float> { weights: layer.packed(kernels), mean: Average::new(kernels), lanes };
+            let head = Head::<Float> { weights: layer.packed(kernels, None), mean: Average::new(kernels), lanes };
             let mut output = vec![f32::NAN; images * outputs];
             head.run((images, pixels), &input.values, &mut output, &mut HeadScratch::new(images, pixels, lanes));
             assert_close(isa, &output, &expected);
@@ -262,10 +263,10 @@ proptest! {
 #[test]
 fn a_poisoned_input_shows_in_the_output() {
     for isa in Isa::all() {
-        let layer = Layer::pointwise(5, 8, 40, true).packed(Kernels::of(isa));
+        let layer = Layer::pointwise(5, 8, 40, true).packed(Kernels::of(isa), None);
         let input = [f32::NAN; 8];
         let mut output = [0.0; 40];
-        let source = Source { values: input.as_ptr(), pixel_stride: 8, depth: 8, segment_stride: 0 };
+        let source = Source { values: input.as_ptr(), pixel_stride: 8, segment_stride: 0 };
         let target =
             Target { values: output.as_mut_ptr(), offsets: &[0], residual: std::ptr::null(), padded: false };
         unsafe { layer.run(layer.panels(), source, target) };

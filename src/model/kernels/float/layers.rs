@@ -1,96 +1,32 @@
 //! Float32 layers: weights laid out as the kernels read them, once, when a network is loaded.
-use super::tiles::{self, Kernels};
+use super::tiles::{self, Finish, Kernels};
+use crate::model::kernels::matrix::{Matrix, Sizes};
 use crate::model::kernels::memory::Buffer;
 use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target};
 use std::ops::Range;
 
-/// A run of output channels that a kernel computes at once.
-#[derive(Clone, Copy, Debug)]
-struct Panel {
-    /// First output channel.
-    channel: usize,
-    /// Which of the kernels' panels.
-    kind: usize,
-    /// Where its weights start.
-    at: usize,
-}
-
 /// A 1x1 convolution, a fully connected layer, or a full convolution seen as rows of input channels.
 pub(in crate::model) struct Pointwise {
-    kernels: &'static Kernels,
-    inputs: usize,
-    outputs: usize,
-    activation: bool,
-    panels: Vec<Panel>,
-    weights: Buffer<f32>,
+    matrix: Matrix<f32, Finish>,
     bias: Buffer<f32>,
+    activation: bool,
 }
 
 impl Pointwise {
-    /// Packs `weight`, `[inputs, outputs]`, for `kernels`.
+    /// Packs `weight`, `[inputs, outputs]`, for `kernels`; `depth` input channels lie together in memory.
     pub(in crate::model) fn new(
         kernels: &'static Kernels,
+        depth: usize,
         weight: &[f32],
         bias: &[f32],
         activation: bool,
     ) -> Self {
         let outputs = bias.len();
-        let inputs = weight.len() / outputs.max(1);
-        let mut panels = Vec::new();
-        let (mut channel, mut at) = (0, 0);
-        while channel < outputs {
-            // The widest panel that is filled, else the narrowest.
-            let fits = kernels.panels.iter().position(|panel| panel.width <= outputs - channel);
-            let kind = fits.unwrap_or(kernels.panels.len() - 1);
-            panels.push(Panel { channel, kind, at });
-            channel += kernels.panels[kind].width;
-            at += kernels.panels[kind].width * inputs;
-        }
-        let mut packed = Buffer::zeroed(at);
-        let mut padded_bias = Buffer::zeroed(channel);
-        padded_bias[..outputs].copy_from_slice(bias);
-        for panel in &panels {
-            let width = kernels.panels[panel.kind].width;
-            let filled = width.min(outputs - panel.channel);
-            for input in 0..inputs {
-                let from = input * outputs + panel.channel;
-                packed[panel.at + input * width..][..filled].copy_from_slice(&weight[from..from + filled]);
-            }
-        }
-        Self { kernels, inputs, outputs, activation, panels, weights: packed, bias: padded_bias }
-    }
-
-    /// Calls the kernel of each panel.
-    ///
-    /// # Safety
-    /// As for [`Product::run`].
-    unsafe fn call(&self, panels: Range<usize>, source: Source<f32>, target: Target<'_, f32>) {
-        let segments = self.inputs.div_ceil(source.depth);
-        for panel in &self.panels[panels] {
-            let kernel = self.kernels.panels[panel.kind];
-            // SAFETY: the caller vouches for source and target, of which a residual that is not null reaches
-            // the panel's channels as the target does; weights and bias were packed for this panel; that
-            // there are such kernels proves that the CPU has their instructions.
-            unsafe {
-                let residual = target.residual;
-                (kernel.run)(&tiles::Product {
-                    input: source.values,
-                    pixel_stride: source.pixel_stride,
-                    segments,
-                    segment_stride: source.segment_stride,
-                    depth: source.depth,
-                    depth_last: self.inputs - (segments - 1) * source.depth,
-                    weights: self.weights.as_ptr().add(panel.at),
-                    bias: self.bias.as_ptr().add(panel.channel),
-                    output: target.values.wrapping_add(panel.channel),
-                    offsets: target.offsets.as_ptr(),
-                    residual: if residual.is_null() { residual } else { residual.add(panel.channel) },
-                    activation: self.activation,
-                    pixels: target.offsets.len(),
-                    valid: if target.padded { kernel.width } else { self.outputs - panel.channel },
-                });
-            }
-        }
+        let sizes = Sizes { inputs: weight.len() / outputs.max(1), outputs, depth };
+        let weight = |output: usize, input: usize| weight[input * outputs + output];
+        let matrix = Matrix::new(kernels.panels, kernels.block, sizes, weight);
+        let bias = matrix.per_output(|output| bias[output]);
+        Self { matrix, bias, activation }
     }
 }
 
@@ -98,30 +34,36 @@ impl Product for Pointwise {
     type Value = f32;
 
     fn inputs(&self) -> usize {
-        self.inputs
+        self.matrix.sizes().inputs
     }
 
     fn outputs(&self) -> usize {
-        self.outputs
+        self.matrix.sizes().outputs
     }
 
     fn panels(&self) -> Range<usize> {
-        0..self.panels.len()
+        self.matrix.panels()
     }
 
     fn panels_of_block(&self, block: usize) -> Range<usize> {
-        let before = |channel: usize| self.panels.partition_point(|panel| panel.channel < channel);
-        before(block * self.kernels.block)..before((block + 1) * self.kernels.block)
+        self.matrix.panels_of_block(block)
     }
 
     unsafe fn run(&self, panels: Range<usize>, source: Source<f32>, target: Target<'_, f32>) {
-        // SAFETY: the caller vouches for it.
-        unsafe { self.call(panels, source, target) }
+        let Target { values, offsets, residual, padded } = target;
+        let finish = |channel: usize| Finish {
+            bias: self.bias[channel..].as_ptr(),
+            output: values.wrapping_add(channel),
+            residual: if residual.is_null() { residual } else { residual.wrapping_add(channel) },
+            activation: self.activation,
+        };
+        // SAFETY: the caller vouches for source and target.
+        unsafe { self.matrix.run(panels, source, offsets, padded, finish) };
     }
 
     unsafe fn run_to_float(&self, panels: Range<usize>, source: Source<f32>, target: Target<'_, f32>) {
         // SAFETY: the caller vouches for it.
-        unsafe { self.call(panels, source, target) }
+        unsafe { self.run(panels, source, target) };
     }
 }
 

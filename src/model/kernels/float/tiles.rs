@@ -1,44 +1,86 @@
 //! Float32 kernels, written once over [`Simd`] and compiled for each instruction set.
 //!
-//! A 1x1 convolution is a matrix product read straight from the pixels: the weights are packed once in panels
-//! of output channels, and a tile of some pixels times one panel stays in registers while the input channels
-//! pass. A depthwise convolution takes one block of channels and makes seven neighbouring pixels at a time.
+//! A depthwise convolution takes one block of channels and makes seven neighbouring pixels at a time.
 //!
 //! **Invariant**: no kernel allocates, and each writes exactly the pixels and channels that it is told.
 use crate::model::kernels::isa::{Isa, Level};
 use crate::model::kernels::simd::Simd;
+use crate::model::kernels::tile::{Dot, Panel, unroll};
+use std::marker::PhantomData;
 
-/// One panel's product over a run of pixels: `output = activation(bias + residual + input × weights)`.
+/// What becomes of a panel's sums: `output = activation(bias + residual + sums)`.
 #[derive(Clone, Copy)]
-pub(in crate::model) struct Product {
-    /// First pixel's first input channel.
-    pub(in crate::model) input: *const f32,
-    /// Elements from a pixel to the next.
-    pub(in crate::model) pixel_stride: usize,
-    /// Runs of input channels that lie apart.
-    pub(in crate::model) segments: usize,
-    /// Elements from a segment to the next.
-    pub(in crate::model) segment_stride: usize,
-    /// Input channels of each segment but the last.
-    pub(in crate::model) depth: usize,
-    /// Input channels of the last segment.
-    pub(in crate::model) depth_last: usize,
-    /// The panel: for each input channel, `width` output channels.
-    pub(in crate::model) weights: *const f32,
-    /// `width` elements.
+pub(in crate::model) struct Finish {
+    /// The panel's.
     pub(in crate::model) bias: *const f32,
-    /// What the offsets count from.
+    /// What the offsets count from, at the panel's first channel.
     pub(in crate::model) output: *mut f32,
-    /// For each pixel, where its output starts.
-    pub(in crate::model) offsets: *const u32,
     /// Added before the activation, at the same offsets; or null.
     pub(in crate::model) residual: *const f32,
     /// Whether ReLU6 follows.
     pub(in crate::model) activation: bool,
-    /// Pixels.
-    pub(in crate::model) pixels: usize,
-    /// Output channels that are written, at most the panel's width.
-    pub(in crate::model) valid: usize,
+}
+
+/// Float32 products in vectors of a kind.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Lanes<S>(PhantomData<S>);
+
+impl<S: Simd> Dot for Lanes<S> {
+    type Sum = S::Vector;
+    type Activation = S::Vector;
+    type Weights = S::Vector;
+    type Finish = Finish;
+    const LANES: usize = S::LANES;
+
+    // SAFETY of every block: the caller vouches for the instruction set and for the pointers (see `Dot`).
+    #[inline(always)]
+    unsafe fn start(finish: &Finish, vector: usize) -> S::Vector {
+        unsafe { S::load(finish.bias.add(vector * S::LANES)) }
+    }
+
+    #[inline(always)]
+    unsafe fn activation(from: *const u8) -> S::Vector {
+        unsafe { S::splat(from.cast::<f32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(from: *const u8) -> S::Vector {
+        unsafe { S::load(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sum: S::Vector, activation: S::Vector, weights: S::Vector) -> S::Vector {
+        unsafe { S::multiply_add(activation, weights, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<const VECTORS: usize>(
+        finish: &Finish,
+        offset: usize,
+        mut sums: [S::Vector; VECTORS],
+        valid: usize,
+    ) {
+        let whole = valid >= VECTORS * S::LANES;
+        let rest = |vector: usize| valid.saturating_sub(vector * S::LANES).min(S::LANES);
+        unsafe {
+            if !finish.residual.is_null() {
+                let residual = finish.residual.add(offset);
+                unroll!(V in 0..4 { if V < VECTORS {
+                    let residual = residual.add(V * S::LANES);
+                    let value = if whole { S::load(residual) } else { S::load_first(residual, rest(V)) };
+                    sums[V] = S::add(sums[V], value);
+                } });
+            }
+            if finish.activation {
+                unroll!(V in 0..4 { if V < VECTORS { sums[V] = S::relu6(sums[V]); } });
+            }
+            let output = finish.output.add(offset);
+            unroll!(V in 0..4 { if V < VECTORS {
+                let output = output.add(V * S::LANES);
+                if whole { S::store(output, sums[V]) } else { S::store_first(output, sums[V], rest(V)) }
+            } });
+        }
+    }
 }
 
 /// One block of channels through a depthwise convolution with bias and ReLU6.
@@ -63,21 +105,12 @@ pub(in crate::model) struct Depthwise {
     pub(in crate::model) channels: usize,
 }
 
-/// A kernel for panels of one width.
-#[derive(Clone, Copy)]
-pub(in crate::model) struct Panel {
-    /// Output channels.
-    pub(in crate::model) width: usize,
-    /// Computes one panel.
-    pub(in crate::model) run: unsafe fn(&Product),
-}
-
 /// The kernels of one instruction set.
 pub(in crate::model) struct Kernels {
     /// Widest panel, and the number of channels in a block of the middle tensors.
     pub(in crate::model) block: usize,
     /// Panels, widest first; each width divides the one before.
-    pub(in crate::model) panels: &'static [Panel],
+    pub(in crate::model) panels: &'static [Panel<Finish>],
     /// By kernel side (3 or 5) and stride (1 or 2).
     depthwise: [[unsafe fn(&Depthwise); 2]; 2],
     /// `[pixels, channels]` to the sums over the pixels, scaled.
@@ -114,95 +147,6 @@ impl Kernels {
     pub(in crate::model) fn depthwise(&self, kernel: usize, stride: usize) -> Option<unsafe fn(&Depthwise)> {
         let side = [3, 5].iter().position(|side| *side == kernel)?;
         self.depthwise[side].get(stride.wrapping_sub(1)).copied()
-    }
-}
-
-/// Repeats a block with a constant from 0 on. A plain loop stays rolled and keeps the sums in memory.
-macro_rules! unroll {
-    ($at:ident in 0..2 $body:block) => { unroll!(@ $at $body 0 1) };
-    ($at:ident in 0..5 $body:block) => { unroll!(@ $at $body 0 1 2 3 4) };
-    ($at:ident in 0..7 $body:block) => { unroll!(@ $at $body 0 1 2 3 4 5 6) };
-    ($at:ident in 0..14 $body:block) => { unroll!(@ $at $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13) };
-    ($at:ident in 0..17 $body:block) => { unroll!(@ $at $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16) };
-    (@ $at:ident $body:block $($value:literal)*) => { $({ const $at: usize = $value; $body })* };
-}
-
-/// `PIXELS` pixels times `VECTORS` vectors of output channels, starting at pixel `first`.
-#[inline(always)]
-unsafe fn tile<S: Simd, const PIXELS: usize, const VECTORS: usize>(call: &Product, first: usize) {
-    // SAFETY: the caller vouches for the instruction set and that the call's pointers reach its pixels,
-    // segments and channels.
-    unsafe {
-        let mut sums = [[S::splat(0.0); VECTORS]; PIXELS];
-        unroll!(V in 0..2 { if V < VECTORS {
-            let bias = S::load(call.bias.add(V * S::LANES));
-            unroll!(P in 0..14 { if P < PIXELS { sums[P][V] = bias; } });
-        } });
-        let stride = call.pixel_stride;
-        let mut weights = call.weights;
-        let start = call.input.add(first * stride);
-        for segment in 0..call.segments {
-            let depth = if segment + 1 == call.segments { call.depth_last } else { call.depth };
-            // Pixels in threes: each address is one of few pointers plus 0, 1 or 2 strides.
-            let at = start.add(segment * call.segment_stride);
-            let mut threes = [
-                at,
-                at.wrapping_add(3 * stride),
-                at.wrapping_add(6 * stride),
-                at.wrapping_add(9 * stride),
-                at.wrapping_add(12 * stride),
-            ];
-            for _ in 0..depth {
-                let mut panel = [S::splat(0.0); VECTORS];
-                unroll!(V in 0..2 { if V < VECTORS { panel[V] = S::load(weights.add(V * S::LANES)); } });
-                unroll!(P in 0..14 { if P < PIXELS {
-                    let value = S::splat(*threes[P / 3].add(P % 3 * stride));
-                    unroll!(V in 0..2 { if V < VECTORS {
-                        sums[P][V] = S::multiply_add(value, panel[V], sums[P][V]);
-                    } });
-                } });
-                weights = weights.add(VECTORS * S::LANES);
-                unroll!(G in 0..5 { threes[G] = threes[G].wrapping_add(1); });
-            }
-        }
-        finish::<S, PIXELS, VECTORS>(call, first, sums);
-    }
-}
-
-/// Residual, activation and store of a tile.
-#[inline(always)]
-unsafe fn finish<S: Simd, const PIXELS: usize, const VECTORS: usize>(
-    call: &Product,
-    first: usize,
-    mut sums: [[S::Vector; VECTORS]; PIXELS],
-) {
-    // SAFETY: as for `tile`.
-    unsafe {
-        let offsets = call.offsets.add(first);
-        let whole = call.valid >= VECTORS * S::LANES;
-        let rest = |vector: usize| call.valid.saturating_sub(vector * S::LANES).min(S::LANES);
-        if !call.residual.is_null() {
-            unroll!(P in 0..14 { if P < PIXELS {
-                let residual = call.residual.add(*offsets.add(P) as usize);
-                unroll!(V in 0..2 { if V < VECTORS {
-                    let residual = residual.add(V * S::LANES);
-                    let value = if whole { S::load(residual) } else { S::load_first(residual, rest(V)) };
-                    sums[P][V] = S::add(sums[P][V], value);
-                } });
-            } });
-        }
-        if call.activation {
-            unroll!(P in 0..14 { if P < PIXELS {
-                unroll!(V in 0..2 { if V < VECTORS { sums[P][V] = S::relu6(sums[P][V]); } });
-            } });
-        }
-        unroll!(P in 0..14 { if P < PIXELS {
-            let output = call.output.add(*offsets.add(P) as usize);
-            unroll!(V in 0..2 { if V < VECTORS {
-                let output = output.add(V * S::LANES);
-                if whole { S::store(output, sums[P][V]) } else { S::store_first(output, sums[P][V], rest(V)) }
-            } });
-        } });
     }
 }
 
@@ -302,23 +246,11 @@ macro_rules! kernels {
     ($module:ident, $arch:literal, $feature:literal, $block:literal,
      [$($panel:ident: $simd:ident x $vectors:literal [$($pixels:literal)*]),*], $wide:ident, $narrow:ident) => {
         mod $module {
-            use super::{Depthwise, Kernels, Mean, Panel, Product, depthwise, mean, tile};
+            use super::{Depthwise, Kernels, Lanes, Mean, depthwise, mean};
             use crate::model::kernels::simd::{Simd as _, *};
+            use crate::model::kernels::tile::{Panel, panel};
 
-            $(
-                /// Tiles of falling height until no pixel is left.
-                #[cfg_attr(target_arch = $arch, target_feature(enable = $feature))]
-                unsafe fn $panel(call: &Product) {
-                    let mut first = 0;
-                    $(
-                        while call.pixels - first >= $pixels {
-                            // SAFETY: this function enables the features; the caller vouches for the rest.
-                            unsafe { tile::<$simd, $pixels, $vectors>(call, first) };
-                            first += $pixels;
-                        }
-                    )*
-                }
-            )*
+            $(panel!($panel, $arch, $feature, Lanes<$simd>, $vectors, [$($pixels)*]);)*
 
             #[cfg_attr(target_arch = $arch, target_feature(enable = $feature))]
             unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
@@ -334,7 +266,12 @@ macro_rules! kernels {
 
             pub(super) static KERNELS: Kernels = Kernels {
                 block: $block,
-                panels: &[$(Panel { width: $simd::LANES * $vectors, run: $panel }),*],
+                panels: &[$(Panel {
+                    width: $simd::LANES * $vectors,
+                    channel: |vector, lane| vector * $simd::LANES + lane,
+                    lanes: $simd::LANES,
+                    run: $panel,
+                }),*],
                 depthwise: [[slide::<3, 1>, slide::<3, 2>], [slide::<5, 1>, slide::<5, 2>]],
                 mean: average,
             };

@@ -21,7 +21,7 @@ pub(super) use portable::Portable;
 /// # Safety
 /// Every method may run only where the CPU has the instruction set; pointers must be good for
 /// [`LANES`](Self::LANES) elements, or as many as told, at any alignment.
-pub(super) trait Simd: Copy {
+pub(in crate::model) trait Simd: Copy {
     /// The vector's type.
     type Vector: Copy;
     /// Elements in a vector.

@@ -1,0 +1,149 @@
+//! Weights of a matrix product, packed in panels as the tiles read them.
+//!
+//! **Invariant**: panels follow each other without gaps, and none straddles a block of output channels.
+use crate::model::kernels::memory::{Buffer, Plain};
+use crate::model::kernels::precision::Source;
+use crate::model::kernels::tile::{Panel, Product, STEP};
+use std::ops::Range;
+
+/// A panel of a matrix.
+#[derive(Clone, Copy)]
+struct Placed {
+    /// First output channel.
+    channel: usize,
+    /// Which of the kernels.
+    kind: usize,
+    /// Element where its weights start.
+    at: usize,
+}
+
+/// Sizes of a matrix.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Sizes {
+    /// Input channels.
+    pub(in crate::model) inputs: usize,
+    /// Output channels.
+    pub(in crate::model) outputs: usize,
+    /// Input channels that lie together in memory: all, or runs of them with a shorter last one.
+    pub(in crate::model) depth: usize,
+}
+
+/// The packed weights, elements of type `W` that are multiplied with as wide ones of the pixels.
+pub(in crate::model) struct Matrix<W, E: 'static> {
+    kernels: &'static [Panel<E>],
+    block: usize,
+    sizes: Sizes,
+    panels: Vec<Placed>,
+    weights: Buffer<W>,
+}
+
+impl<W: Plain, E> Matrix<W, E> {
+    /// Packs weights, told by output and input channel, for `kernels`, widest first, of which each fits a whole
+    /// number of times in `block` channels.
+    pub(in crate::model) fn new(
+        kernels: &'static [Panel<E>],
+        block: usize,
+        sizes: Sizes,
+        weight: impl Fn(usize, usize) -> W,
+    ) -> Self {
+        let group = STEP / size_of::<W>();
+        let rows: Vec<usize> = (0..sizes.inputs)
+            .step_by(sizes.depth)
+            .flat_map(|first| (first..(first + sizes.depth).min(sizes.inputs)).step_by(group))
+            .collect();
+        let mut panels = Vec::new();
+        let (mut channel, mut at) = (0, 0);
+        while channel < sizes.outputs {
+            // The widest panel that is filled, else the narrowest.
+            let fits = kernels.iter().position(|panel| panel.width <= sizes.outputs - channel);
+            let kind = fits.unwrap_or(kernels.len() - 1);
+            panels.push(Placed { channel, kind, at });
+            channel += kernels[kind].width;
+            at += kernels[kind].width * rows.len() * group;
+        }
+        let mut weights = Buffer::zeroed(at);
+        for placed in &panels {
+            let Panel { width, lanes, channel, .. } = &kernels[placed.kind];
+            let packed = weights[placed.at..].chunks_exact_mut(width * group);
+            for (packed, first) in packed.zip(&rows) {
+                let end = (first / sizes.depth + 1) * sizes.depth;
+                for (at, value) in packed.iter_mut().enumerate() {
+                    let (column, input) = (at / group, first + at % group);
+                    let output = placed.channel + channel(column / lanes, column % lanes);
+                    if output < sizes.outputs && input < end.min(sizes.inputs) {
+                        *value = weight(output, input);
+                    }
+                }
+            }
+        }
+        Self { kernels, block, sizes, panels, weights }
+    }
+
+    /// Values by output channel in the order of the panels' lanes, zero where a panel has no channel.
+    pub(in crate::model) fn per_output<T: Plain>(&self, value: impl Fn(usize) -> T) -> Buffer<T> {
+        let length = self.panels.iter().map(|placed| self.kernels[placed.kind].width).sum();
+        let mut values = Buffer::zeroed(length);
+        for placed in &self.panels {
+            let Panel { width, lanes, channel, .. } = &self.kernels[placed.kind];
+            for at in 0..*width {
+                let output = placed.channel + channel(at / lanes, at % lanes);
+                if output < self.sizes.outputs {
+                    values[placed.channel + at] = value(output);
+                }
+            }
+        }
+        values
+    }
+
+    pub(in crate::model) fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    pub(in crate::model) fn panels(&self) -> Range<usize> {
+        0..self.panels.len()
+    }
+
+    pub(in crate::model) fn panels_of_block(&self, block: usize) -> Range<usize> {
+        let before = |channel: usize| self.panels.partition_point(|placed| placed.channel < channel);
+        before(block * self.block)..before((block + 1) * self.block)
+    }
+
+    /// Calls the kernel of each panel. `finish` is told the panel's first output channel, which is also where
+    /// its values of [`Self::per_output`] start; `padded` tells whether channels beyond the last are written.
+    ///
+    /// # Safety
+    /// The source must be good for reads of every pixel and input channel, and of up to [`STEP`] bytes beyond
+    /// where `depth` is no multiple of the group; what `finish` gives, for every offset.
+    pub(in crate::model) unsafe fn run<V>(
+        &self,
+        panels: Range<usize>,
+        source: Source<V>,
+        offsets: &[u32],
+        padded: bool,
+        finish: impl Fn(usize) -> E,
+    ) {
+        let Sizes { inputs, outputs, depth } = self.sizes;
+        let segments = inputs.div_ceil(depth);
+        let steps = |channels: usize| (channels * size_of::<W>()).div_ceil(STEP);
+        for placed in &self.panels[panels] {
+            let kernel = &self.kernels[placed.kind];
+            let left = outputs - placed.channel;
+            let call = Product {
+                input: source.values.cast(),
+                pixel_stride: source.pixel_stride * size_of::<V>(),
+                segments,
+                segment_stride: source.segment_stride * size_of::<V>(),
+                steps: steps(depth),
+                steps_last: steps(inputs - (segments - 1) * depth),
+                weights: self.weights[placed.at..].as_ptr().cast(),
+                offsets: offsets.as_ptr(),
+                pixels: offsets.len(),
+                valid: if padded { kernel.width } else { left.min(kernel.width) },
+                finish: finish(placed.channel),
+            };
+            // SAFETY: the caller vouches for source and target; the weights were packed for this panel; that
+            // there are such kernels proves that the CPU has their instructions.
+            unsafe { (kernel.run)(&call) };
+        }
+    }
+}
