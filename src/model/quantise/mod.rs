@@ -45,7 +45,7 @@ pub struct Block {
 }
 
 /// A whole network in integers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Quantised {
     /// The network.
     pub network: &'static Network,
