@@ -3,13 +3,16 @@
 //! **Invariant**: built only from checked tensors, packed for the kernels once; a session owns all memory that
 //! inference needs, so that running allocates nothing.
 use crate::model::kernels::block::{Block, Geometry, Scratch, Widen};
+use crate::model::kernels::byte::{self, Byte};
 use crate::model::kernels::float::{Average, Channelwise, Float, Kernels, Pointwise};
 use crate::model::kernels::head::{Head, HeadScratch};
 use crate::model::kernels::isa::Isa;
+use crate::model::kernels::matrix::Sizes;
 use crate::model::kernels::ops::{ClassifierOp, FirstBlock, HeadOp, LaterBlock, Padded};
 use crate::model::kernels::precision::{Normalisation, Precision, Product as _};
 use crate::model::kernels::{Padding, Window};
 use crate::model::network::{Convolution, Kind, Network};
+use crate::model::quantise::{Layer, Quantised};
 use crate::model::weights::{self, Tensors, WeightsError};
 use candle_core::{CpuStorage, Device, InplaceOp2 as _, Layout, Result, Storage, Tensor, bail};
 use std::cell::RefCell;
@@ -100,6 +103,77 @@ impl InvertedResiduals<Float> {
                 lanes,
             },
             classifier: reader.matrix(plan.classifier, &shape, shape[1], false)?,
+            padding: network.padding,
+            normalisation: network.preprocessing.normalisation,
+        })))
+    }
+}
+
+/// A network in 8-bit integers.
+pub fn int8(quantised: &Quantised, isa: Isa) -> std::result::Result<Box<dyn Classifier>, WeightsError> {
+    Ok(Box::new(InvertedResiduals::<Byte>::new(quantised, isa)?))
+}
+
+impl InvertedResiduals<Byte> {
+    fn new(quantised: &Quantised, isa: Isa) -> std::result::Result<Self, WeightsError> {
+        let network = quantised.network;
+        let plan = network.plan();
+        let kernels = byte::Kernels::of(isa);
+        let unsupported = |name: &str| WeightsError::Unsupported(network.name, name.to_owned());
+        // A product reads its input four channels at a time.
+        let product = |convolution: &Convolution, layer: &Layer, residual: Option<&[f32]>| {
+            let sizes =
+                Sizes { inputs: convolution.input, outputs: convolution.output, depth: convolution.input };
+            let weight = |output: usize, input: usize| layer.weight[output * convolution.input + input];
+            if convolution.input.is_multiple_of(4) {
+                Ok(byte::Pointwise::new(kernels, sizes, weight, layer.product(), residual))
+            } else {
+                Err(unsupported(&convolution.name))
+            }
+        };
+        let mut blocks = Vec::new();
+        for (at, (block, layers)) in plan.blocks.iter().zip(&quantised.blocks).enumerate() {
+            let widen = match (&block.expand, &layers.expand) {
+                (Some(expand), Some(layer)) => Widen::Expand(product(expand, layer, None)?),
+                (None, None) if at == 0 => {
+                    let (kernel, layer) = (plan.stem.kernel, &quantised.stem);
+                    let sizes =
+                        Sizes { inputs: kernel * kernel * 3, outputs: plan.stem.output, depth: kernel * 3 };
+                    // Pixels lie channels last, the weights channels first.
+                    let weight = |output: usize, input: usize| {
+                        layer.weight[(output * 3 + input % 3) * kernel * kernel + input / 3]
+                    };
+                    let weights = byte::Pointwise::new(kernels, sizes, weight, layer.product(), None);
+                    Widen::Stem { weights, stride: plan.stem.stride }
+                }
+                _ => return Err(unsupported(&block.depthwise.name)),
+            };
+            let (depthwise, project) = (&block.depthwise, &block.project);
+            let sizes = Sizes { inputs: project.input, outputs: project.output, depth: kernels.block };
+            let weight = |output: usize, input: usize| layers.project.weight[output * project.input + input];
+            let residual = layers.residual.as_deref();
+            let size = (depthwise.kernel, depthwise.stride);
+            blocks.push(Block {
+                widen,
+                depthwise: byte::Channelwise::new(kernels, size, layers.depthwise.product())
+                    .ok_or_else(|| unsupported(&depthwise.name))?,
+                project: byte::Pointwise::new(kernels, sizes, weight, layers.project.product(), residual),
+                residual: block.residual,
+            });
+        }
+        let (head, classes) = (network.head_channels, network.classes);
+        let sizes = Sizes { inputs: head, outputs: classes, depth: head };
+        let weight = |output: usize, input: usize| quantised.classifier.weight[output * head + input];
+        Ok(Self(Arc::new(Layers {
+            blocks,
+            windows: plan.blocks.iter().map(|b| (b.depthwise.kernel, b.depthwise.stride)).collect(),
+            stem: (plan.stem.kernel, plan.stem.stride),
+            head: Head {
+                weights: product(&plan.head, &quantised.head, None)?,
+                mean: byte::Average::new(&quantised.pool),
+                lanes: kernels.block,
+            },
+            classifier: byte::Pointwise::new(kernels, sizes, weight, quantised.classifier.product(), None),
             padding: network.padding,
             normalisation: network.preprocessing.normalisation,
         })))

@@ -10,6 +10,7 @@ pub mod image;
 pub mod kernels;
 pub mod labels;
 pub mod network;
+pub mod quantise;
 pub mod weights;
 
 pub use forward::{Classifier, Session};

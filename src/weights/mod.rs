@@ -7,6 +7,7 @@ pub mod convert;
 mod equivalence;
 mod fetch;
 pub mod pickle;
+mod quantize;
 #[cfg(test)]
 mod sample;
 
@@ -34,6 +35,8 @@ enum Command {
     Fetch(fetch::Args),
     /// Make a weights file from a PyTorch checkpoint (.pth) or a safetensors file, folding batch norm
     Convert(ConvertArgs),
+    /// Make an int8 weights file from a float one, calibrated on a folder of photos
+    Quantize(quantize::Args),
     /// List the networks and their weights files
     List(ListArgs),
 }
@@ -74,6 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Fetch(args) => fetch::run(args).await?,
         Command::Convert(args) => tokio::task::spawn_blocking(move || convert_file(&args)).await??,
+        Command::Quantize(args) => tokio::task::spawn_blocking(move || quantize::run(&args)).await??,
         Command::List(args) => std::io::stdout().write_all(list(&args).as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 //! run them strip by strip, and the candle operations that carry them.
 //!
 //! [`isa`] says what the CPU has; `precision` what float32, bfloat16 and int8 layers have in common; `float`
-//! holds the float32 layers over the vectors of `simd`; `block` and `head` put layers together; `ops`
+//! holds the float32 layers over the vectors of `simd`, `byte` the int8 ones; `block` and `head` put layers together; `ops`
 //! makes candle operations of them; [`scalar`] is the reference that all are compared with.
 //!
 //! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; `unsafe`
@@ -11,10 +11,12 @@
 #![allow(clippy::inline_always)] // what runs inside a function that enables instructions must be inlined there
 #![allow(clippy::wildcard_imports)] // the intrinsics of an architecture have names of their own
 pub(in crate::model) mod block;
+pub(in crate::model) mod byte;
 pub(in crate::model) mod float;
 pub(in crate::model) mod head;
+pub mod integer;
 pub mod isa;
-mod matrix;
+pub(in crate::model) mod matrix;
 mod memory;
 pub(in crate::model) mod ops;
 pub(in crate::model) mod precision;

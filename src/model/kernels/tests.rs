@@ -1,9 +1,12 @@
 //! Every kernel of every instruction set that this CPU has, against naive loops that know nothing of layouts,
 //! lanes, strips or windows.
 use super::block::{Block, Geometry, Pass, Scratch, Widen};
+use super::byte::{self, Byte};
 use super::float::{Average, Channelwise, Float, Kernels, Pointwise};
 use super::head::{Head, HeadScratch};
+use super::integer;
 use super::isa::Isa;
+use super::matrix::Sizes;
 use super::precision::{Product as _, Source, Target};
 use super::*;
 use proptest::prelude::*;
@@ -271,5 +274,129 @@ fn a_poisoned_input_shows_in_the_output() {
             Target { values: output.as_mut_ptr(), offsets: &[0], residual: std::ptr::null(), padded: false };
         unsafe { layer.run(layer.panels(), source, target) };
         assert!(output.iter().all(|value| value.is_nan()), "{isa}: {output:?}");
+    }
+}
+
+/// An integer layer with multipliers that spread its sums over the bytes and beyond.
+struct Bytes {
+    weight: Vec<i8>,
+    multiplier: Vec<f32>,
+    offset: Vec<f32>,
+}
+
+impl Bytes {
+    fn new(seed: u64, outputs: usize, taps: usize) -> Self {
+        let scaled = |seed, length, scale: f32| -> Vec<f32> {
+            values(seed, length).into_iter().map(|value| value * scale).collect()
+        };
+        let weight =
+            scaled(seed, outputs * taps, 127.4).into_iter().map(|value| value.round() as i8).collect();
+        let spread = 0.02 / (taps as f32).sqrt();
+        Self {
+            weight,
+            multiplier: scaled(seed ^ 1, outputs, spread),
+            offset: scaled(seed ^ 2, outputs, 300.0),
+        }
+    }
+
+    fn product(&self) -> integer::Product<'_> {
+        integer::Product { weight: &self.weight, multiplier: &self.multiplier, offset: &self.offset }
+    }
+
+    fn packed(
+        &self,
+        kernels: &'static byte::Kernels,
+        depth: usize,
+        residual: Option<&[f32]>,
+    ) -> byte::Pointwise {
+        let outputs = self.offset.len();
+        let inputs = self.weight.len() / outputs;
+        let weight = |output: usize, input: usize| self.weight[output * inputs + input];
+        byte::Pointwise::new(kernels, Sizes { inputs, outputs, depth }, weight, self.product(), residual)
+    }
+}
+
+/// Reproducible bytes.
+fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    values(seed, length).into_iter().map(|value| (value * 127.0 + 128.0) as u8).collect()
+}
+
+proptest! {
+    #[test]
+    fn integer_blocks_equal_the_reference_bit_for_bit(
+        (kernel, stride, padding) in (prop_oneof![Just(3_usize), Just(5)], 1_usize..=2, paddings()),
+        (height, width) in (1_usize..20, 1_usize..20),
+        (fours, middle, outputs) in (1_usize..6, 1_usize..150, 1_usize..80),
+        (strip, images, seed) in (1_usize..8, 1_usize..4, any::<u64>()),
+    ) {
+        let inputs = fours * 4;
+        let window = Window::new(kernel, stride, padding, height, width);
+        let residual = stride == 1 && seed % 2 == 0;
+        let outputs = if residual { inputs } else { outputs };
+        let (expand, slide) = (Bytes::new(seed, middle, inputs), Bytes::new(seed ^ 8, middle, kernel * kernel));
+        let project = Bytes::new(seed ^ 16, outputs, middle);
+        let residual = residual.then(|| values(seed ^ 32, outputs));
+        let (pixels, output_pixels) = (height * width, window.output_height * window.output_width);
+        let input = bytes(seed ^ 64, images * pixels * inputs);
+        let mut expected = vec![0; images * output_pixels * outputs];
+        for (input, output) in
+            input.chunks_exact(pixels * inputs).zip(expected.chunks_exact_mut(output_pixels * outputs))
+        {
+            let (mut wide, mut slid) = (vec![0; pixels * middle], vec![0; output_pixels * middle]);
+            integer::pointwise(input, expand.product(), None, &mut wide);
+            integer::depthwise(&window, &wide, slide.product(), &mut slid);
+            let residual = residual.as_deref().map(|multiplier| integer::Residual { values: input, multiplier });
+            integer::pointwise(&slid, project.product(), residual, output);
+        }
+        for isa in Isa::all() {
+            let kernels = byte::Kernels::of(isa);
+            let block = Block::<Byte> {
+                widen: Widen::Expand(expand.packed(kernels, inputs, None)),
+                depthwise: byte::Channelwise::new(kernels, (kernel, stride), slide.product()).unwrap(),
+                project: project.packed(kernels, kernels.block, residual.as_deref()),
+                residual: residual.is_some(),
+            };
+            for strip in [None, Some(strip)] {
+                let geometry = Geometry::new(&block, window.clone(), None, images, strip);
+                let mut scratch = Scratch::new([(&block, &geometry)].into_iter());
+                let mut output = vec![99; expected.len()];
+                let pass =
+                    Pass { block: &block, geometry: &geometry, input: input.as_ptr(), output: output.as_mut_ptr() };
+                unsafe { pass.run(0..images, 0..geometry.window.output_height, &mut scratch) };
+                prop_assert!(output == expected, "{isa}, strip {strip:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn integer_heads_equal_the_reference_bit_for_bit(
+        (images, pixels) in (1_usize..4, 1_usize..50),
+        (fours, outputs, classes, seed) in (1_usize..6, 1_usize..150, 1_usize..90, any::<u64>()),
+    ) {
+        let (inputs, features) = (fours * 4, outputs.next_multiple_of(4));
+        let (layer, last) = (Bytes::new(seed, features, inputs), Bytes::new(seed ^ 4, classes, features));
+        let pool: Vec<f32> = values(seed ^ 8, features).iter().map(|value| (value + 1.1) / pixels as f32).collect();
+        let input = bytes(seed ^ 16, images * pixels * inputs);
+        let (mut pooled, mut logits) = (vec![0; images * features], vec![0.0; images * classes]);
+        for (image, input) in input.chunks_exact(pixels * inputs).enumerate() {
+            let mut wide = vec![0; pixels * features];
+            integer::pointwise(input, layer.product(), None, &mut wide);
+            let pooled = &mut pooled[image * features..][..features];
+            integer::mean(&wide, &pool, pooled);
+            integer::classifier(pooled, last.product(), &mut logits[image * classes..][..classes]);
+        }
+        for isa in Isa::all() {
+            let kernels = byte::Kernels::of(isa);
+            let lanes = kernels.block;
+            let weights = layer.packed(kernels, inputs, None);
+            let head = Head::<Byte> { weights, mean: byte::Average::new(&pool), lanes };
+            let mut got = vec![0; images * features];
+            head.run((images, pixels), &input, &mut got, &mut HeadScratch::new(images, pixels, lanes));
+            prop_assert!(got == pooled, "{isa}");
+            let offsets: Vec<u32> = (0..images).map(|image| (image * classes) as u32).collect();
+            let mut got = vec![f32::NAN; images * classes];
+            super::head::classify::<Byte>(&last.packed(kernels, features, None), images, &pooled, &mut got, &offsets);
+            prop_assert!(got == logits, "{isa}");
+        }
     }
 }

@@ -1,0 +1,191 @@
+//! Integer layers: weights laid out as the kernels read them, once, when a network is loaded.
+use super::tiles::{Depthwise, Finish, Kernels, Output, Sliding};
+use crate::model::kernels::integer;
+use crate::model::kernels::matrix::{Matrix, Sizes};
+use crate::model::kernels::memory::Buffer;
+use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target};
+use std::ops::Range;
+
+/// A 1x1 convolution, a fully connected layer, or a full convolution seen as rows of input channels.
+pub(in crate::model) struct Pointwise {
+    matrix: Matrix<i8, Finish>,
+    multiplier: Buffer<f32>,
+    offset: Buffer<f32>,
+    residual: Option<Buffer<f32>>,
+}
+
+impl Pointwise {
+    /// Packs weights, told by output and input channel, for `kernels`; `depth` input channels lie together in
+    /// memory. `residual` multiplies what is added. Up to three bytes after a run of input channels are read
+    /// where their number is no multiple of four.
+    pub(in crate::model) fn new(
+        kernels: &'static Kernels,
+        sizes: Sizes,
+        weight: impl Fn(usize, usize) -> i8,
+        product: integer::Product<'_>,
+        residual: Option<&[f32]>,
+    ) -> Self {
+        let matrix = Matrix::new(kernels.panels, kernels.block, sizes, weight);
+        Self {
+            multiplier: matrix.per_output(|output| product.multiplier[output]),
+            offset: matrix.per_output(|output| product.offset[output]),
+            residual: residual.map(|residual| matrix.per_output(|output| residual[output])),
+            matrix,
+        }
+    }
+
+    /// # Safety
+    /// As for [`Product::run`].
+    unsafe fn call(
+        &self,
+        panels: Range<usize>,
+        source: Source<u8>,
+        (offsets, padded): (&[u32], bool),
+        output: impl Fn(usize) -> Output,
+        residual: *const u8,
+    ) {
+        let finish = |channel: usize| Finish {
+            multiplier: self.multiplier[channel..].as_ptr(),
+            offset: self.offset[channel..].as_ptr(),
+            output: output(channel),
+            residual: match &self.residual {
+                Some(multiplier) if !residual.is_null() => {
+                    (residual.wrapping_add(channel), multiplier[channel..].as_ptr())
+                }
+                _ => (std::ptr::null(), std::ptr::null()),
+            },
+        };
+        // SAFETY: the caller vouches for source and target.
+        unsafe { self.matrix.run(panels, source, offsets, padded, finish) };
+    }
+}
+
+impl Product for Pointwise {
+    type Value = u8;
+
+    fn inputs(&self) -> usize {
+        self.matrix.sizes().inputs
+    }
+
+    fn outputs(&self) -> usize {
+        self.matrix.sizes().outputs
+    }
+
+    fn panels(&self) -> Range<usize> {
+        self.matrix.panels()
+    }
+
+    fn panels_of_block(&self, block: usize) -> Range<usize> {
+        self.matrix.panels_of_block(block)
+    }
+
+    unsafe fn run(&self, panels: Range<usize>, source: Source<u8>, target: Target<'_, u8>) {
+        let Target { values, offsets, residual, padded } = target;
+        let output = |channel| Output::Bytes(values.wrapping_add(channel));
+        // SAFETY: the caller vouches for source and target.
+        unsafe { self.call(panels, source, (offsets, padded), output, residual) };
+    }
+
+    unsafe fn run_to_float(&self, panels: Range<usize>, source: Source<u8>, target: Target<'_, f32>) {
+        let Target { values, offsets, padded, .. } = target;
+        let output = |channel| Output::Floats(values.wrapping_add(channel));
+        // SAFETY: the caller vouches for source and target.
+        unsafe { self.call(panels, source, (offsets, padded), output, std::ptr::null()) };
+    }
+}
+
+/// A depthwise convolution in blocks of channels.
+pub(in crate::model) struct Channelwise {
+    sliding: Sliding,
+    block: usize,
+    blocks: usize,
+    weights: Buffer<i8>,
+    multiplier: Buffer<f32>,
+    offset: Buffer<f32>,
+}
+
+impl Channelwise {
+    /// Packs a layer for `kernels`; `None` where they have no such side and stride.
+    pub(in crate::model) fn new(
+        kernels: &'static Kernels,
+        (side, stride): (usize, usize),
+        product: integer::Product<'_>,
+    ) -> Option<Self> {
+        let row = [3, 5].iter().position(|known| *known == side)?;
+        let sliding = *kernels.depthwise[row].get(stride.wrapping_sub(1))?;
+        let (block, channels) = (kernels.block, product.offset.len());
+        let blocks = channels.div_ceil(block);
+        let mut weights = Buffer::zeroed(blocks * sliding.length);
+        let (mut multiplier, mut offset) = (Buffer::zeroed(blocks * block), Buffer::zeroed(blocks * block));
+        for (channel, weight) in product.weight.chunks_exact(side * side).enumerate() {
+            let (at, channel_of_block) = (channel / block, channel % block);
+            (sliding.place)(&mut weights[at * sliding.length..][..sliding.length], channel_of_block, weight);
+            let lane = at * block + (sliding.lane)(channel_of_block);
+            multiplier[lane] = product.multiplier[channel];
+            offset[lane] = product.offset[channel];
+        }
+        Some(Self { sliding, block, blocks, weights, multiplier, offset })
+    }
+}
+
+impl Slide for Channelwise {
+    type Value = u8;
+
+    fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    fn lanes(&self) -> usize {
+        self.block
+    }
+
+    unsafe fn run(&self, block: usize, rows: &[*const u8], size: (usize, usize), output: *mut u8) {
+        let call = Depthwise {
+            rows: rows.as_ptr(),
+            row_count: size.0,
+            columns: size.1,
+            weights: self.weights[block * self.sliding.length..].as_ptr(),
+            multiplier: self.multiplier[block * self.block..].as_ptr(),
+            offset: self.offset[block * self.block..].as_ptr(),
+            output,
+            block: self.block,
+        };
+        // SAFETY: the caller vouches for rows and output; the weights were packed for this block; that there
+        // are such kernels proves that the CPU has their instructions.
+        unsafe { (self.sliding.run)(&call) };
+    }
+}
+
+/// The mean over the pixels.
+pub(in crate::model) struct Average(Vec<f32>);
+
+impl Average {
+    /// `multiplier` holds for each channel what its sum is multiplied with.
+    pub(in crate::model) fn new(multiplier: &[f32]) -> Self {
+        Self(multiplier.to_vec())
+    }
+}
+
+impl Mean for Average {
+    type Value = u8;
+
+    unsafe fn run(&self, channel: usize, input: *const u8, (pixels, width): (usize, usize), output: *mut u8) {
+        // SAFETY: the caller vouches for input and output.
+        let (input, output) = unsafe {
+            (std::slice::from_raw_parts(input, pixels * width), std::slice::from_raw_parts_mut(output, width))
+        };
+        let multipliers = &self.0[channel..self.0.len().min(channel + width)];
+        // Sixteen channels at once, which the compiler keeps in vectors.
+        for (at, (multipliers, output)) in multipliers.chunks(16).zip(output.chunks_mut(16)).enumerate() {
+            let mut sums = [0_i32; 16];
+            for pixel in input.chunks_exact(width) {
+                for (sum, value) in sums.iter_mut().zip(&pixel[at * 16..]) {
+                    *sum += i32::from(*value);
+                }
+            }
+            for ((output, multiplier), sum) in output.iter_mut().zip(multipliers).zip(sums) {
+                *output = integer::round(integer::scale(sum, *multiplier, 0.0));
+            }
+        }
+    }
+}

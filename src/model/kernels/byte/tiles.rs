@@ -1,0 +1,226 @@
+//! Integer products: what an instruction set must bring, and the table of its kernels.
+use crate::model::kernels::isa::{Isa, Level};
+use crate::model::kernels::tile::{Dot, Panel, unroll};
+use std::marker::PhantomData;
+
+/// What becomes of a panel's sums: `round(sum × multiplier + offset + input × residual_multiplier)`.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Finish {
+    /// By lane of the panel.
+    pub(super) multiplier: *const f32,
+    /// By lane of the panel.
+    pub(super) offset: *const f32,
+    /// What the offsets count from, at the panel's first channel.
+    pub(super) output: Output,
+    /// The block's input at the same offsets, and its multiplier by lane of the panel; or null.
+    pub(super) residual: (*const u8, *const f32),
+}
+
+/// Where a panel's channels go.
+#[derive(Clone, Copy)]
+pub(in crate::model) enum Output {
+    /// Rounded.
+    Bytes(*mut u8),
+    /// As they are.
+    Floats(*mut f32),
+}
+
+/// One block of channels through a depthwise convolution.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Depthwise {
+    /// For each output row `side` input rows, of which the next output row's start `stride` further on.
+    pub(super) rows: *const *const u8,
+    /// Output rows.
+    pub(super) row_count: usize,
+    /// Output pixels in a row.
+    pub(super) columns: usize,
+    /// As the kernel wants them, see [`super::slide`] and [`super::vnni`].
+    pub(super) weights: *const i8,
+    /// By lane.
+    pub(super) multiplier: *const f32,
+    /// By lane.
+    pub(super) offset: *const f32,
+    /// `[row_count, columns, block]`.
+    pub(super) output: *mut u8,
+    /// Channels in the block, all of which are computed.
+    pub(super) block: usize,
+}
+
+/// A depthwise kernel with its way of laying out a channel's weights.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Sliding {
+    pub(super) run: unsafe fn(&Depthwise),
+    /// Bytes of weights of a block.
+    pub(super) length: usize,
+    /// Puts the weights `[side, side]` of a channel of the block in place.
+    pub(super) place: fn(packed: &mut [i8], channel: usize, weight: &[i8]),
+    /// The lane in which a channel of the block is multiplied.
+    pub(super) lane: fn(channel: usize) -> usize,
+}
+
+/// The kernels of one instruction set.
+pub(in crate::model) struct Kernels {
+    /// Channels in a block of the middle tensors.
+    pub(in crate::model) block: usize,
+    /// Panels, widest first.
+    pub(super) panels: &'static [Panel<Finish>],
+    /// By side (3 or 5) and stride (1 or 2).
+    pub(super) depthwise: [[Sliding; 2]; 2],
+}
+
+impl Kernels {
+    /// The fastest kernels that `isa` has.
+    pub(in crate::model) fn of(isa: Isa) -> &'static Self {
+        match isa.level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni | Level::Avx512Bf16 => &super::vnni::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::Avx512 => &super::avx2::KERNELS,
+            _ => &super::portable::KERNELS,
+        }
+    }
+}
+
+/// Vectors of integer sums.
+///
+/// # Safety
+/// As for [`Dot`].
+pub(in crate::model) trait Integers: Copy {
+    /// `LANES` sums.
+    type Sum: Copy;
+    /// Four bytes of a pixel, for every lane.
+    type Activation: Copy;
+    /// Four weights for every lane.
+    type Weights: Copy;
+    /// `LANES` float32.
+    type Real: Copy;
+    const LANES: usize;
+
+    unsafe fn zero() -> Self::Sum;
+    unsafe fn activation(four: i32) -> Self::Activation;
+    unsafe fn weights(from: *const i8) -> Self::Weights;
+    unsafe fn dot(sum: Self::Sum, activation: Self::Activation, weights: Self::Weights) -> Self::Sum;
+    unsafe fn real(sum: Self::Sum) -> Self::Real;
+    unsafe fn load(from: *const f32) -> Self::Real;
+    /// `a × b + c`, rounded once.
+    unsafe fn multiply_add(a: Self::Real, b: Self::Real, c: Self::Real) -> Self::Real;
+    /// The float32s in the order of the lanes.
+    unsafe fn store(to: *mut f32, real: Self::Real);
+    /// Bytes of a panel in the order of its channels, as float32 in the order of its lanes.
+    unsafe fn residual<const VECTORS: usize>(from: *const u8) -> [Self::Real; VECTORS];
+    /// Rounded to bytes in the order of the panel's channels.
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: [Self::Real; VECTORS]);
+}
+
+/// The most channels a panel has.
+const WIDTH_MAX: usize = 64;
+
+/// Integer products in vectors of a kind.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Lanes<I>(PhantomData<I>);
+
+impl<I: Integers> Dot for Lanes<I> {
+    type Sum = I::Sum;
+    type Activation = I::Activation;
+    type Weights = I::Weights;
+    type Finish = Finish;
+    const LANES: usize = I::LANES;
+
+    // SAFETY of every block: the caller vouches for the instruction set and for the pointers (see `Dot`); a
+    // panel's pixel that is not written as a whole goes through memory of its own.
+    #[inline(always)]
+    unsafe fn start(_finish: &Finish, _vector: usize) -> I::Sum {
+        unsafe { I::zero() }
+    }
+
+    #[inline(always)]
+    unsafe fn activation(from: *const u8) -> I::Activation {
+        unsafe { I::activation(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(from: *const u8) -> I::Weights {
+        unsafe { I::weights(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sum: I::Sum, activation: I::Activation, weights: I::Weights) -> I::Sum {
+        unsafe { I::dot(sum, activation, weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<const VECTORS: usize>(
+        finish: &Finish,
+        offset: usize,
+        sums: [I::Sum; VECTORS],
+        valid: usize,
+    ) {
+        let whole = valid >= VECTORS * I::LANES;
+        unsafe {
+            let mut reals = [I::load(finish.offset); VECTORS];
+            unroll!(V in 0..4 { if V < VECTORS {
+                let (multiplier, added) = (finish.multiplier.add(V * I::LANES), finish.offset.add(V * I::LANES));
+                reals[V] = I::multiply_add(I::real(sums[V]), I::load(multiplier), I::load(added));
+            } });
+            if !finish.residual.0.is_null() {
+                let from = finish.residual.0.add(offset);
+                let residuals = if whole {
+                    I::residual::<VECTORS>(from)
+                } else {
+                    let mut bytes = [0_u8; WIDTH_MAX];
+                    std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), valid);
+                    I::residual::<VECTORS>(bytes.as_ptr())
+                };
+                unroll!(V in 0..4 { if V < VECTORS {
+                    let multiplier = I::load(finish.residual.1.add(V * I::LANES));
+                    reals[V] = I::multiply_add(residuals[V], multiplier, reals[V]);
+                } });
+            }
+            match finish.output {
+                Output::Bytes(output) if whole => I::round(output.add(offset), reals),
+                Output::Bytes(output) => {
+                    let mut bytes = [0_u8; WIDTH_MAX];
+                    I::round(bytes.as_mut_ptr(), reals);
+                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), output.add(offset), valid);
+                }
+                Output::Floats(output) => {
+                    let mut floats = [0.0_f32; WIDTH_MAX];
+                    unroll!(V in 0..4 { if V < VECTORS { I::store(floats.as_mut_ptr().add(V * I::LANES), reals[V]); } });
+                    let output = output.add(offset);
+                    for lane in 0..VECTORS * I::LANES {
+                        let channel = interleaved::<VECTORS>(lane / I::LANES, lane % I::LANES);
+                        if channel < valid {
+                            *output.add(channel) = floats[lane];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The channel of a lane where vectors of 32-bit sums are packed to bytes four lanes at a time: each four
+/// neighbouring lanes of a vector, then those of the next vector.
+pub(super) const fn interleaved<const VECTORS: usize>(vector: usize, lane: usize) -> usize {
+    lane / 4 * 4 * VECTORS + vector * 4 + lane % 4
+}
+
+/// A table of kernels.
+macro_rules! kernels {
+    ($arch:literal, $feature:literal, $block:literal, $integers:ty, $depthwise:expr,
+     [$($panel:ident x $vectors:literal [$($pixels:literal)*]),*]) => {
+        $(panel!($panel, $arch, $feature, Lanes<$integers>, $vectors, [$($pixels)*]);)*
+
+        pub(super) static KERNELS: Kernels = Kernels {
+            block: $block,
+            panels: &[$(Panel {
+                width: <$integers as Integers>::LANES * $vectors,
+                channel: interleaved::<$vectors>,
+                lanes: <$integers as Integers>::LANES,
+                run: $panel,
+            }),*],
+            depthwise: $depthwise,
+        };
+    };
+}
+pub(super) use kernels;

@@ -1,0 +1,260 @@
+//! Sixteen lanes: AVX-512 with VNNI, whose `vpdpbusd` adds four products of bytes to each 32-bit sum.
+//!
+//! The depthwise convolution lays four rows of a column side by side, so that one instruction multiplies a
+//! column of the window; two output rows share them, the second with weights that start one byte further on.
+use super::tiles::{Depthwise, Integers, Kernels, Lanes, Sliding, interleaved, kernels};
+use crate::model::kernels::tile::{Panel, panel, unroll};
+use std::arch::x86_64::*;
+
+/// See the module's documentation.
+#[derive(Clone, Copy)]
+pub(super) struct Vnni;
+
+// SAFETY of every block: the caller vouches for the instruction set and for the pointers (see `Dot`).
+impl Integers for Vnni {
+    type Sum = __m512i;
+    type Activation = __m512i;
+    type Weights = __m512i;
+    type Real = __m512;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn activation(four: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(four) }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(from: *const i8) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sum: __m512i, activation: __m512i, weights: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, activation, weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn real(sum: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, real: __m512) {
+        unsafe { _mm512_storeu_ps(to, real) }
+    }
+
+    #[inline(always)]
+    unsafe fn residual<const VECTORS: usize>(from: *const u8) -> [__m512; VECTORS] {
+        unsafe {
+            let zero = _mm512_setzero_si512();
+            let mut reals = [_mm512_setzero_ps(); VECTORS];
+            if VECTORS == 4 {
+                let quads = quads(_mm512_loadu_si512(from.cast()), zero, zero, zero);
+                unroll!(V in 0..4 { if V < VECTORS { reals[V] = _mm512_cvtepi32_ps(quads[V]); } });
+            } else {
+                unroll!(V in 0..4 { if V < VECTORS {
+                    let four = |lane| from.add(interleaved::<VECTORS>(V, lane)).cast::<i32>().read_unaligned();
+                    let bytes = _mm_set_epi32(four(12), four(8), four(4), four(0));
+                    reals[V] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+                } });
+            }
+            reals
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: [__m512; VECTORS]) {
+        unsafe {
+            let mut rounded = [_mm512_setzero_si512(); 4];
+            unroll!(V in 0..4 { if V < VECTORS { rounded[V] = _mm512_cvtps_epi32(reals[V]); } });
+            let bytes = _mm512_packus_epi16(
+                _mm512_packs_epi32(rounded[0], rounded[1]),
+                _mm512_packs_epi32(rounded[2], rounded[3]),
+            );
+            match VECTORS {
+                4 => _mm512_storeu_si512(to.cast(), bytes),
+                // Of each four words of bytes the first two are filled, or the first.
+                2 => {
+                    let filled = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0), bytes);
+                    _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(filled));
+                }
+                _ => {
+                    let order = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+                    let filled = _mm512_permutexvar_epi32(order, bytes);
+                    _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(filled));
+                }
+            }
+        }
+    }
+}
+
+/// Four bytes of each of 64 channels side by side: of each sixteen channels the first four in the first
+/// vector, the next four in the second, and so on.
+#[inline(always)]
+unsafe fn quads(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> [__m512i; 4] {
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+        let (low_after, high_after) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+        [
+            _mm512_unpacklo_epi16(low, low_after),
+            _mm512_unpackhi_epi16(low, low_after),
+            _mm512_unpacklo_epi16(high, high_after),
+            _mm512_unpackhi_epi16(high, high_after),
+        ]
+    }
+}
+
+/// Channels in a block.
+const BLOCK: usize = 64;
+
+/// Output rows made at once: two where they share input rows that a quad has room for.
+const fn together(stride: usize) -> usize {
+    if stride == 1 { 2 } else { 1 }
+}
+
+/// Quads that a column of the window of all rows made at once takes.
+const fn quads_in(side: usize, stride: usize) -> usize {
+    (side + together(stride) - 1).div_ceil(4)
+}
+
+/// A column's quads of all channels.
+#[inline(always)]
+unsafe fn column<const SIDE: usize, const STRIDE: usize>(
+    rows: &[*const u8; 8],
+    at: usize,
+) -> [[__m512i; 4]; 2] {
+    // SAFETY: the caller vouches for the instruction set and the rows.
+    unsafe {
+        let zero = _mm512_setzero_si512();
+        let load = |row: usize| {
+            if row < SIDE + together(STRIDE) - 1 {
+                _mm512_loadu_si512(rows[row].add(at * BLOCK).cast())
+            } else {
+                zero
+            }
+        };
+        let first = quads(load(0), load(1), load(2), load(3));
+        if quads_in(SIDE, STRIDE) == 1 {
+            [first, first]
+        } else {
+            [first, quads(load(4), load(5), zero, zero)]
+        }
+    }
+}
+
+/// Weights are `[side columns, quads, rows together, 4, 64]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
+    // SAFETY: this function enables the features; the caller vouches for the call.
+    unsafe {
+        let mut row = 0;
+        while row < call.row_count {
+            let count = together(STRIDE).min(call.row_count - row);
+            let mut rows = [*call.rows.add(row * STRIDE); 8];
+            for (at, pointer) in rows.iter_mut().enumerate().take(SIDE + count - 1) {
+                *pointer = *call.rows.add(row * STRIDE + at);
+            }
+            slide_row::<SIDE, STRIDE>(call, row, count, &rows);
+            row += count;
+        }
+    }
+}
+
+/// One output row, or two. Where only one is left the second is computed from any row and not written.
+#[inline(always)]
+unsafe fn slide_row<const SIDE: usize, const STRIDE: usize>(
+    call: &Depthwise,
+    row: usize,
+    count: usize,
+    rows: &[*const u8; 8],
+) {
+    // SAFETY: the caller vouches for the instruction set and the call.
+    unsafe {
+        let zero = _mm512_setzero_si512();
+        let mut window = [[[zero; 4]; 2]; SIDE];
+        for (at, quads) in window.iter_mut().enumerate().skip(STRIDE) {
+            *quads = column::<SIDE, STRIDE>(rows, at - STRIDE);
+        }
+        for output_column in 0..call.columns {
+            window.rotate_left(STRIDE);
+            unroll!(C in 0..5 { if C < SIDE && C + STRIDE >= SIDE {
+                window[C] = column::<SIDE, STRIDE>(rows, output_column * STRIDE + C);
+            } });
+            let mut sums = [[zero; 4]; 2];
+            unroll!(C in 0..5 { if C < SIDE {
+                for quad in 0..quads_in(SIDE, STRIDE) {
+                    let at = (C * quads_in(SIDE, STRIDE) + quad) * together(STRIDE) * 4 * BLOCK;
+                    let weights = call.weights.add(at);
+                    for together in 0..together(STRIDE) {
+                        unroll!(J in 0..4 {
+                            let weights = _mm512_loadu_si512(weights.add((together * 4 + J) * BLOCK).cast());
+                            sums[together][J] =
+                                _mm512_dpbusd_epi32(sums[together][J], window[C][quad][J], weights);
+                        });
+                    }
+                }
+            } });
+            for (together, sums) in sums.iter().enumerate().take(count) {
+                let mut reals = [_mm512_setzero_ps(); 4];
+                unroll!(J in 0..4 {
+                    let multiplier = _mm512_loadu_ps(call.multiplier.add(J * 16));
+                    let offset = _mm512_loadu_ps(call.offset.add(J * 16));
+                    reals[J] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[J]), multiplier, offset);
+                });
+                let pixel = (row + together) * call.columns + output_column;
+                Vnni::round(call.output.add(pixel * BLOCK), reals);
+            }
+        }
+    }
+}
+
+/// The vector and the lane of a channel of a block.
+const fn lane_of(channel: usize) -> (usize, usize) {
+    (channel % 16 / 4, channel / 16 * 4 + channel % 4)
+}
+
+/// Puts a channel's weights in place, see [`slide`].
+fn place<const SIDE: usize, const STRIDE: usize>(packed: &mut [i8], channel: usize, weight: &[i8]) {
+    let (vector, lane) = lane_of(channel);
+    for (tap, weight) in weight.iter().enumerate() {
+        for together_at in 0..together(STRIDE) {
+            let row = tap / SIDE + together_at;
+            let quad = (tap % SIDE * quads_in(SIDE, STRIDE) + row / 4) * together(STRIDE) + together_at;
+            packed[((quad * 4 + vector) * 16 + lane) * 4 + row % 4] = *weight;
+        }
+    }
+}
+
+const fn sliding<const SIDE: usize, const STRIDE: usize>() -> Sliding {
+    Sliding {
+        run: slide::<SIDE, STRIDE>,
+        length: SIDE * quads_in(SIDE, STRIDE) * together(STRIDE) * 4 * BLOCK,
+        place: place::<SIDE, STRIDE>,
+        lane: |channel| lane_of(channel).0 * 16 + lane_of(channel).1,
+    }
+}
+
+kernels!("x86_64", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", 64, Vnni, [
+    [sliding::<3, 1>(), sliding::<3, 2>()],
+    [sliding::<5, 1>(), sliding::<5, 2>()],
+], [
+    wide x 4 [7 4 2 1],
+    half x 2 [14 7 4 2 1],
+    quarter x 1 [14 7 4 2 1]
+]);
