@@ -45,7 +45,7 @@ pub fn scale(sum: i32, multiplier: f32, offset: f32) -> f32 {
     (sum as f32).mul_add(multiplier, offset)
 }
 
-/// Rounds half to even and limits to 0..=255, which is ReLU as well where the zero point is 0.
+/// Rounds half to even and limits to 0..=255, which is `ReLU` as well where the zero point is 0.
 #[inline]
 #[must_use]
 pub fn round(value: f32) -> u8 {

@@ -114,7 +114,7 @@ impl<W: Plain, E> Matrix<W, E> {
     /// # Safety
     /// The source must be good for reads of every pixel and input channel, and of up to [`STEP`] bytes beyond
     /// where `depth` is no multiple of the group; what `finish` gives, for every offset.
-    pub(in crate::model) unsafe fn run<V>(
+    pub(in crate::model) unsafe fn run<V: Plain>(
         &self,
         panels: Range<usize>,
         source: Source<V>,

@@ -52,7 +52,7 @@ pub(in crate::model) struct Panel<E> {
 ///
 /// # Safety
 /// Every method may run only where the CPU has the instruction set; pointers must be good for what they are
-/// said to point at, at any alignment.
+/// said to point at, at any alignment. Zero bytes must be values of the types.
 pub(in crate::model) trait Dot: Copy {
     /// A vector of sums.
     type Sum: Copy;
@@ -73,18 +73,18 @@ pub(in crate::model) trait Dot: Copy {
     unsafe fn weights(from: *const u8) -> Self::Weights;
     /// `sum + activation · weights`.
     unsafe fn dot(sum: Self::Sum, activation: Self::Activation, weights: Self::Weights) -> Self::Sum;
-    /// Writes the first `valid` channels of a pixel whose output starts at `offset`.
-    unsafe fn finish<const VECTORS: usize>(
+    /// Writes the first `valid` channels of each pixel, whose outputs start at `offsets`.
+    unsafe fn finish<const PIXELS: usize, const VECTORS: usize>(
         finish: &Self::Finish,
-        offset: usize,
-        sums: [Self::Sum; VECTORS],
+        offsets: *const u32,
+        sums: &[[Self::Sum; VECTORS]; PIXELS],
         valid: usize,
     );
 }
 
 /// Repeats a block with a constant from 0 on. A plain loop stays rolled and keeps the sums in memory.
 macro_rules! unroll {
-    ($at:ident in 0..3 $body:block) => { unroll!(@ $at $body 0 1 2) };
+    ($at:ident in 0..2 $body:block) => { unroll!(@ $at $body 0 1) };
     ($at:ident in 0..4 $body:block) => { unroll!(@ $at $body 0 1 2 3) };
     ($at:ident in 0..5 $body:block) => { unroll!(@ $at $body 0 1 2 3 4) };
     ($at:ident in 0..7 $body:block) => { unroll!(@ $at $body 0 1 2 3 4 5 6) };
@@ -101,9 +101,10 @@ pub(in crate::model) unsafe fn tile<D: Dot, const PIXELS: usize, const VECTORS: 
     first: usize,
 ) {
     // SAFETY: the caller vouches for the instruction set and that the call's pointers reach its pixels,
-    // segments and channels.
+    // segments and channels; zero bytes are values of vectors.
     unsafe {
-        let mut sums = [[D::start(&call.finish, 0); VECTORS]; PIXELS];
+        // Zeroed rather than repeated, which would be a loop that keeps the sums in memory.
+        let mut sums: [[D::Sum; VECTORS]; PIXELS] = std::mem::zeroed();
         unroll!(V in 0..4 { if V < VECTORS {
             let start = D::start(&call.finish, V);
             unroll!(P in 0..14 { if P < PIXELS { sums[P][V] = start; } });
@@ -123,7 +124,7 @@ pub(in crate::model) unsafe fn tile<D: Dot, const PIXELS: usize, const VECTORS: 
                 at.wrapping_add(12 * stride),
             ];
             for _ in 0..steps {
-                let mut panel = [D::weights(weights); VECTORS];
+                let mut panel: [D::Weights; VECTORS] = std::mem::zeroed();
                 unroll!(V in 0..4 { if V < VECTORS { panel[V] = D::weights(weights.add(V * D::LANES * STEP)); } });
                 unroll!(P in 0..14 { if P < PIXELS {
                     let value = D::activation(threes[P / 3].add(P % 3 * stride));
@@ -133,10 +134,7 @@ pub(in crate::model) unsafe fn tile<D: Dot, const PIXELS: usize, const VECTORS: 
                 unroll!(G in 0..5 { threes[G] = threes[G].wrapping_add(STEP); });
             }
         }
-        let offsets = call.offsets.add(first);
-        unroll!(P in 0..14 { if P < PIXELS {
-            D::finish(&call.finish, *offsets.add(P) as usize, sums[P], call.valid);
-        } });
+        D::finish(&call.finish, call.offsets.add(first), &sums, call.valid);
     }
 }
 

@@ -78,7 +78,7 @@ impl Integers for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: [__m256; VECTORS]) {
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[__m256; VECTORS]) {
         for (vector, real) in reals.iter().enumerate() {
             unsafe {
                 let rounded = _mm256_cvtps_epi32(*real);

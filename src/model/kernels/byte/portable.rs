@@ -68,7 +68,7 @@ impl Integers for Portable {
     }
 
     #[inline(always)]
-    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: [[f32; 8]; VECTORS]) {
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[[f32; 8]; VECTORS]) {
         for (vector, reals) in reals.iter().enumerate() {
             for (lane, real) in reals.iter().enumerate() {
                 unsafe { *to.add(interleaved::<VECTORS>(vector, lane)) = integer::round(*real) };

@@ -109,7 +109,7 @@ pub(in crate::model) trait Integers: Copy {
     /// Bytes of a panel in the order of its channels, as float32 in the order of its lanes.
     unsafe fn residual<const VECTORS: usize>(from: *const u8) -> [Self::Real; VECTORS];
     /// Rounded to bytes in the order of the panel's channels.
-    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: [Self::Real; VECTORS]);
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[Self::Real; VECTORS]);
 }
 
 /// The most channels a panel has.
@@ -149,49 +149,108 @@ impl<I: Integers> Dot for Lanes<I> {
     }
 
     #[inline(always)]
-    unsafe fn finish<const VECTORS: usize>(
+    unsafe fn finish<const PIXELS: usize, const VECTORS: usize>(
         finish: &Finish,
-        offset: usize,
-        sums: [I::Sum; VECTORS],
+        offsets: *const u32,
+        sums: &[[I::Sum; VECTORS]; PIXELS],
         valid: usize,
     ) {
-        let whole = valid >= VECTORS * I::LANES;
         unsafe {
-            let mut reals = [I::load(finish.offset); VECTORS];
-            unroll!(V in 0..4 { if V < VECTORS {
-                let (multiplier, added) = (finish.multiplier.add(V * I::LANES), finish.offset.add(V * I::LANES));
-                reals[V] = I::multiply_add(I::real(sums[V]), I::load(multiplier), I::load(added));
-            } });
-            if !finish.residual.0.is_null() {
-                let from = finish.residual.0.add(offset);
-                let residuals = if whole {
-                    I::residual::<VECTORS>(from)
-                } else {
-                    let mut bytes = [0_u8; WIDTH_MAX];
-                    std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), valid);
-                    I::residual::<VECTORS>(bytes.as_ptr())
-                };
-                unroll!(V in 0..4 { if V < VECTORS {
-                    let multiplier = I::load(finish.residual.1.add(V * I::LANES));
-                    reals[V] = I::multiply_add(residuals[V], multiplier, reals[V]);
-                } });
-            }
             match finish.output {
-                Output::Bytes(output) if whole => I::round(output.add(offset), reals),
-                Output::Bytes(output) => {
-                    let mut bytes = [0_u8; WIDTH_MAX];
-                    I::round(bytes.as_mut_ptr(), reals);
-                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), output.add(offset), valid);
+                Output::Bytes(output) if valid >= VECTORS * I::LANES => {
+                    if finish.residual.0.is_null() {
+                        unroll!(P in 0..14 { if P < PIXELS {
+                            let reals = scaled::<I, VECTORS>(finish, &sums[P]);
+                            I::round(output.add(*offsets.add(P) as usize), &reals);
+                        } });
+                    } else {
+                        unroll!(P in 0..14 { if P < PIXELS {
+                            let offset = *offsets.add(P) as usize;
+                            let residual = I::residual::<VECTORS>(finish.residual.0.add(offset));
+                            let reals = added::<I, VECTORS>(finish, &scaled::<I, VECTORS>(finish, &sums[P]), &residual);
+                            I::round(output.add(offset), &reals);
+                        } });
+                    }
                 }
-                Output::Floats(output) => {
-                    let mut floats = [0.0_f32; WIDTH_MAX];
-                    unroll!(V in 0..4 { if V < VECTORS { I::store(floats.as_mut_ptr().add(V * I::LANES), reals[V]); } });
-                    let output = output.add(offset);
-                    for lane in 0..VECTORS * I::LANES {
-                        let channel = interleaved::<VECTORS>(lane / I::LANES, lane % I::LANES);
-                        if channel < valid {
-                            *output.add(channel) = floats[lane];
-                        }
+                // A copy, so that the sums themselves need no memory.
+                _ => {
+                    let sums = *sums;
+                    for (at, sums) in sums.iter().enumerate() {
+                        finish_part::<I, VECTORS>(finish, *offsets.add(at) as usize, sums, valid);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sums times multipliers plus offsets.
+#[inline(always)]
+unsafe fn scaled<I: Integers, const VECTORS: usize>(
+    finish: &Finish,
+    sums: &[I::Sum; VECTORS],
+) -> [I::Real; VECTORS] {
+    // SAFETY: the caller vouches for the instruction set and the pointers; zero bytes are values of vectors.
+    unsafe {
+        let mut reals: [I::Real; VECTORS] = std::mem::zeroed();
+        unroll!(V in 0..4 { if V < VECTORS {
+            let (multiplier, offset) = (finish.multiplier.add(V * I::LANES), finish.offset.add(V * I::LANES));
+            reals[V] = I::multiply_add(I::real(sums[V]), I::load(multiplier), I::load(offset));
+        } });
+        reals
+    }
+}
+
+/// With the residual times its multipliers added.
+#[inline(always)]
+unsafe fn added<I: Integers, const VECTORS: usize>(
+    finish: &Finish,
+    reals: &[I::Real; VECTORS],
+    residual: &[I::Real; VECTORS],
+) -> [I::Real; VECTORS] {
+    // SAFETY: as for `scaled`.
+    unsafe {
+        let mut sums: [I::Real; VECTORS] = std::mem::zeroed();
+        unroll!(V in 0..4 { if V < VECTORS {
+            sums[V] = I::multiply_add(residual[V], I::load(finish.residual.1.add(V * I::LANES)), reals[V]);
+        } });
+        sums
+    }
+}
+
+/// One pixel of which not every channel is written, or not as bytes.
+#[inline(always)]
+unsafe fn finish_part<I: Integers, const VECTORS: usize>(
+    finish: &Finish,
+    offset: usize,
+    sums: &[I::Sum; VECTORS],
+    valid: usize,
+) {
+    let width = VECTORS * I::LANES;
+    let valid = valid.min(width);
+    // SAFETY: as for `scaled`; what is not written as a whole goes through memory of its own.
+    unsafe {
+        let mut reals = scaled::<I, VECTORS>(finish, sums);
+        if !finish.residual.0.is_null() {
+            let mut bytes = [0_u8; WIDTH_MAX];
+            std::ptr::copy_nonoverlapping(finish.residual.0.add(offset), bytes.as_mut_ptr(), valid);
+            reals = added::<I, VECTORS>(finish, &reals, &I::residual::<VECTORS>(bytes.as_ptr()));
+        }
+        match finish.output {
+            Output::Bytes(output) => {
+                let mut bytes = [0_u8; WIDTH_MAX];
+                I::round(bytes.as_mut_ptr(), &reals);
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), output.add(offset), valid);
+            }
+            Output::Floats(output) => {
+                let mut floats = [0.0_f32; WIDTH_MAX];
+                for (vector, reals) in reals.iter().enumerate() {
+                    I::store(floats.as_mut_ptr().add(vector * I::LANES), *reals);
+                }
+                for (lane, float) in floats.iter().enumerate().take(width) {
+                    let channel = interleaved::<VECTORS>(lane / I::LANES, lane % I::LANES);
+                    if channel < valid {
+                        *output.add(offset + channel) = *float;
                     }
                 }
             }

@@ -62,25 +62,26 @@ impl Integers for Vnni {
     unsafe fn residual<const VECTORS: usize>(from: *const u8) -> [__m512; VECTORS] {
         unsafe {
             let zero = _mm512_setzero_si512();
-            let mut reals = [_mm512_setzero_ps(); VECTORS];
-            if VECTORS == 4 {
-                let quads = quads(_mm512_loadu_si512(from.cast()), zero, zero, zero);
-                unroll!(V in 0..4 { if V < VECTORS { reals[V] = _mm512_cvtepi32_ps(quads[V]); } });
-            } else {
-                unroll!(V in 0..4 { if V < VECTORS {
-                    let four = |lane| from.add(interleaved::<VECTORS>(V, lane)).cast::<i32>().read_unaligned();
-                    let bytes = _mm_set_epi32(four(12), four(8), four(4), four(0));
-                    reals[V] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-                } });
+            let mut reals: [__m512; VECTORS] = std::mem::zeroed();
+            match VECTORS {
+                2 => {
+                    // Eight bytes to the start of each sixteen, then apart.
+                    let order = _mm512_setr_epi64(0, 0, 1, 0, 2, 0, 3, 0);
+                    let bytes = _mm512_castsi256_si512(_mm256_loadu_si256(from.cast()));
+                    let words = _mm512_unpacklo_epi8(_mm512_permutexvar_epi64(order, bytes), zero);
+                    reals[0] = _mm512_cvtepi32_ps(_mm512_unpacklo_epi16(words, zero));
+                    reals[VECTORS - 1] = _mm512_cvtepi32_ps(_mm512_unpackhi_epi16(words, zero));
+                }
+                _ => reals[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))),
             }
             reals
         }
     }
 
     #[inline(always)]
-    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: [__m512; VECTORS]) {
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[__m512; VECTORS]) {
         unsafe {
-            let mut rounded = [_mm512_setzero_si512(); 4];
+            let mut rounded: [__m512i; 4] = std::mem::zeroed();
             unroll!(V in 0..4 { if V < VECTORS { rounded[V] = _mm512_cvtps_epi32(reals[V]); } });
             let bytes = _mm512_packus_epi16(
                 _mm512_packs_epi32(rounded[0], rounded[1]),
@@ -186,39 +187,36 @@ unsafe fn slide_row<const SIDE: usize, const STRIDE: usize>(
 ) {
     // SAFETY: the caller vouches for the instruction set and the call.
     unsafe {
-        let zero = _mm512_setzero_si512();
-        let mut window = [[[zero; 4]; 2]; SIDE];
+        let mut window: [[[__m512i; 4]; 2]; SIDE] = std::mem::zeroed();
         for (at, quads) in window.iter_mut().enumerate().skip(STRIDE) {
             *quads = column::<SIDE, STRIDE>(rows, at - STRIDE);
         }
         for output_column in 0..call.columns {
-            window.rotate_left(STRIDE);
+            unroll!(C in 0..5 { if C + STRIDE < SIDE { window[C] = window[C + STRIDE]; } });
             unroll!(C in 0..5 { if C < SIDE && C + STRIDE >= SIDE {
                 window[C] = column::<SIDE, STRIDE>(rows, output_column * STRIDE + C);
             } });
-            let mut sums = [[zero; 4]; 2];
+            let mut sums: [[__m512i; 4]; 2] = std::mem::zeroed();
             unroll!(C in 0..5 { if C < SIDE {
-                for quad in 0..quads_in(SIDE, STRIDE) {
-                    let at = (C * quads_in(SIDE, STRIDE) + quad) * together(STRIDE) * 4 * BLOCK;
-                    let weights = call.weights.add(at);
-                    for together in 0..together(STRIDE) {
+                unroll!(Q in 0..2 { if Q < quads_in(SIDE, STRIDE) {
+                    unroll!(T in 0..2 { if T < together(STRIDE) {
+                        let at = ((C * quads_in(SIDE, STRIDE) + Q) * together(STRIDE) + T) * 4 * BLOCK;
                         unroll!(J in 0..4 {
-                            let weights = _mm512_loadu_si512(weights.add((together * 4 + J) * BLOCK).cast());
-                            sums[together][J] =
-                                _mm512_dpbusd_epi32(sums[together][J], window[C][quad][J], weights);
+                            let weights = _mm512_loadu_si512(call.weights.add(at + J * BLOCK).cast());
+                            sums[T][J] = _mm512_dpbusd_epi32(sums[T][J], window[C][Q][J], weights);
                         });
-                    }
-                }
+                    } });
+                } });
             } });
             for (together, sums) in sums.iter().enumerate().take(count) {
-                let mut reals = [_mm512_setzero_ps(); 4];
+                let mut reals: [__m512; 4] = std::mem::zeroed();
                 unroll!(J in 0..4 {
                     let multiplier = _mm512_loadu_ps(call.multiplier.add(J * 16));
                     let offset = _mm512_loadu_ps(call.offset.add(J * 16));
                     reals[J] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[J]), multiplier, offset);
                 });
                 let pixel = (row + together) * call.columns + output_column;
-                Vnni::round(call.output.add(pixel * BLOCK), reals);
+                Vnni::round(call.output.add(pixel * BLOCK), &reals);
             }
         }
     }
@@ -254,7 +252,6 @@ kernels!("x86_64", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", 64,
     [sliding::<3, 1>(), sliding::<3, 2>()],
     [sliding::<5, 1>(), sliding::<5, 2>()],
 ], [
-    wide x 4 [7 4 2 1],
-    half x 2 [14 7 4 2 1],
-    quarter x 1 [14 7 4 2 1]
+    wide x 2 [14 7 4 2 1],
+    half x 1 [14 7 4 2 1]
 ]);

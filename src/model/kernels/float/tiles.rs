@@ -54,31 +54,63 @@ impl<S: Simd> Dot for Lanes<S> {
     }
 
     #[inline(always)]
-    unsafe fn finish<const VECTORS: usize>(
+    unsafe fn finish<const PIXELS: usize, const VECTORS: usize>(
         finish: &Finish,
-        offset: usize,
-        mut sums: [S::Vector; VECTORS],
+        offsets: *const u32,
+        sums: &[[S::Vector; VECTORS]; PIXELS],
         valid: usize,
     ) {
-        let whole = valid >= VECTORS * S::LANES;
-        let rest = |vector: usize| valid.saturating_sub(vector * S::LANES).min(S::LANES);
         unsafe {
-            if !finish.residual.is_null() {
-                let residual = finish.residual.add(offset);
-                unroll!(V in 0..4 { if V < VECTORS {
-                    let residual = residual.add(V * S::LANES);
-                    let value = if whole { S::load(residual) } else { S::load_first(residual, rest(V)) };
-                    sums[V] = S::add(sums[V], value);
+            if valid < VECTORS * S::LANES {
+                // A copy, so that the sums themselves need no memory.
+                let sums = *sums;
+                for (at, sums) in sums.iter().enumerate() {
+                    finish_part::<S, VECTORS>(finish, *offsets.add(at) as usize, sums, valid);
+                }
+            } else if finish.residual.is_null() {
+                unroll!(P in 0..14 { if P < PIXELS {
+                    let output = finish.output.add(*offsets.add(P) as usize);
+                    unroll!(V in 0..4 { if V < VECTORS {
+                        let sum = if finish.activation { S::relu6(sums[P][V]) } else { sums[P][V] };
+                        S::store(output.add(V * S::LANES), sum);
+                    } });
+                } });
+            } else {
+                unroll!(P in 0..14 { if P < PIXELS {
+                    let offset = *offsets.add(P) as usize;
+                    let (output, residual) = (finish.output.add(offset), finish.residual.add(offset));
+                    unroll!(V in 0..4 { if V < VECTORS {
+                        let sum = S::add(sums[P][V], S::load(residual.add(V * S::LANES)));
+                        let sum = if finish.activation { S::relu6(sum) } else { sum };
+                        S::store(output.add(V * S::LANES), sum);
+                    } });
                 } });
             }
-            if finish.activation {
-                unroll!(V in 0..4 { if V < VECTORS { sums[V] = S::relu6(sums[V]); } });
+        }
+    }
+}
+
+/// One pixel of which not every channel is written.
+#[inline(always)]
+unsafe fn finish_part<S: Simd, const VECTORS: usize>(
+    finish: &Finish,
+    offset: usize,
+    sums: &[S::Vector; VECTORS],
+    valid: usize,
+) {
+    for (vector, sum) in sums.iter().enumerate() {
+        let channel = vector * S::LANES;
+        let count = valid.saturating_sub(channel).min(S::LANES);
+        // SAFETY: the caller vouches for the instruction set and for `valid` channels.
+        unsafe {
+            let mut sum = *sum;
+            if !finish.residual.is_null() {
+                sum = S::add(sum, S::load_first(finish.residual.wrapping_add(offset + channel), count));
             }
-            let output = finish.output.add(offset);
-            unroll!(V in 0..4 { if V < VECTORS {
-                let output = output.add(V * S::LANES);
-                if whole { S::store(output, sums[V]) } else { S::store_first(output, sums[V], rest(V)) }
-            } });
+            if finish.activation {
+                sum = S::relu6(sum);
+            }
+            S::store_first(finish.output.wrapping_add(offset + channel), sum, count);
         }
     }
 }
@@ -187,7 +219,7 @@ unsafe fn lanes<S: Simd, const SIDE: usize, const STRIDE: usize>(call: &Depthwis
                     let mut sums = [bias; 7];
                     for kernel_row in 0..SIDE {
                         let from = (*rows.add(kernel_row)).add(column * STRIDE * pixel + channel);
-                        let mut weights = [bias; SIDE];
+                        let mut weights: [S::Vector; SIDE] = std::mem::zeroed();
                         let tap = call.weights.add(kernel_row * SIDE * pixel + channel);
                         unroll!(T in 0..5 { if T < SIDE { weights[T] = S::load(tap.add(T * pixel)); } });
                         // Each input pixel is loaded once a kernel row and goes to every sum that has it.
