@@ -54,9 +54,10 @@ impl<W: Plain, E> Matrix<W, E> {
         let mut panels = Vec::new();
         let (mut channel, mut at) = (0, 0);
         while channel < sizes.outputs {
-            // The widest panel that is filled, else the narrowest.
-            let fits = kernels.iter().position(|panel| panel.width <= sizes.outputs - channel);
-            let kind = fits.unwrap_or(kernels.len() - 1);
+            // The widest panel that narrower ones would not fill with fewer channels.
+            let narrowest = kernels.last().map_or(1, |panel| panel.width);
+            let left = (sizes.outputs - channel).next_multiple_of(narrowest);
+            let kind = kernels.iter().position(|panel| panel.width <= left).unwrap_or(0);
             panels.push(Placed { channel, kind, at });
             channel += kernels[kind].width;
             at += kernels[kind].width * rows.len() * group;

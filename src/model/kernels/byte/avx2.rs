@@ -69,25 +69,43 @@ impl Integers for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn residual<const VECTORS: usize>(from: *const u8) -> [__m256; VECTORS] {
+    unsafe fn residual<const VECTORS: usize>(from: *const u8, valid: usize) -> [__m256; VECTORS] {
+        let mut bytes = [0_u8; 16];
+        unsafe {
+            if valid >= VECTORS * 8 {
+                bytes[..VECTORS * 8].copy_from_slice(std::slice::from_raw_parts(from, VECTORS * 8));
+            } else {
+                bytes[..valid].copy_from_slice(std::slice::from_raw_parts(from, valid));
+            }
+        }
         std::array::from_fn(|vector| unsafe {
-            let half = |lane| from.add(interleaved::<VECTORS>(vector, lane)).cast::<i32>().read_unaligned();
-            let bytes = _mm_set_epi32(0, 0, half(4), half(0));
-            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
+            let at = |lane| {
+                bytes.as_ptr().add(interleaved::<VECTORS>(vector, lane)).cast::<i32>().read_unaligned()
+            };
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_set_epi32(0, 0, at(4), at(0))))
         })
     }
 
     #[inline(always)]
-    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[__m256; VECTORS]) {
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[__m256; VECTORS], valid: usize) {
+        let mut bytes = [0_u8; 16];
         for (vector, real) in reals.iter().enumerate() {
             unsafe {
                 let rounded = _mm256_cvtps_epi32(*real);
                 let words = _mm256_packs_epi32(rounded, rounded);
-                let bytes = _mm256_packus_epi16(words, words);
-                let halves = [_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes)];
-                for (half, bytes) in halves.into_iter().enumerate() {
-                    to.add(interleaved::<VECTORS>(vector, half * 4)).cast::<i32>().write_unaligned(bytes);
+                let packed = _mm256_packus_epi16(words, words);
+                let halves = [_mm256_extract_epi32::<0>(packed), _mm256_extract_epi32::<4>(packed)];
+                for (half, four) in halves.into_iter().enumerate() {
+                    let at = interleaved::<VECTORS>(vector, half * 4);
+                    bytes.as_mut_ptr().add(at).cast::<i32>().write_unaligned(four);
                 }
+            }
+        }
+        unsafe {
+            if valid >= VECTORS * 8 {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, VECTORS * 8);
+            } else {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, valid);
             }
         }
     }

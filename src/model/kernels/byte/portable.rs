@@ -61,17 +61,23 @@ impl Integers for Portable {
     }
 
     #[inline(always)]
-    unsafe fn residual<const VECTORS: usize>(from: *const u8) -> [[f32; 8]; VECTORS] {
+    unsafe fn residual<const VECTORS: usize>(from: *const u8, valid: usize) -> [[f32; 8]; VECTORS] {
         std::array::from_fn(|vector| {
-            std::array::from_fn(|lane| f32::from(unsafe { *from.add(interleaved::<VECTORS>(vector, lane)) }))
+            std::array::from_fn(|lane| {
+                let channel = interleaved::<VECTORS>(vector, lane);
+                if channel < valid { f32::from(unsafe { *from.add(channel) }) } else { 0.0 }
+            })
         })
     }
 
     #[inline(always)]
-    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[[f32; 8]; VECTORS]) {
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[[f32; 8]; VECTORS], valid: usize) {
         for (vector, reals) in reals.iter().enumerate() {
             for (lane, real) in reals.iter().enumerate() {
-                unsafe { *to.add(interleaved::<VECTORS>(vector, lane)) = integer::round(*real) };
+                let channel = interleaved::<VECTORS>(vector, lane);
+                if channel < valid {
+                    unsafe { *to.add(channel) = integer::round(*real) };
+                }
             }
         }
     }

@@ -106,10 +106,10 @@ pub(in crate::model) trait Integers: Copy {
     unsafe fn multiply_add(a: Self::Real, b: Self::Real, c: Self::Real) -> Self::Real;
     /// The float32s in the order of the lanes.
     unsafe fn store(to: *mut f32, real: Self::Real);
-    /// Bytes of a panel in the order of its channels, as float32 in the order of its lanes.
-    unsafe fn residual<const VECTORS: usize>(from: *const u8) -> [Self::Real; VECTORS];
-    /// Rounded to bytes in the order of the panel's channels.
-    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[Self::Real; VECTORS]);
+    /// The first `valid` bytes of a panel in the order of its channels, as float32 in the order of its lanes.
+    unsafe fn residual<const VECTORS: usize>(from: *const u8, valid: usize) -> [Self::Real; VECTORS];
+    /// Rounded to bytes in the order of the panel's channels, of which the first `valid` are written.
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[Self::Real; VECTORS], valid: usize);
 }
 
 /// The most channels a panel has.
@@ -155,104 +155,93 @@ impl<I: Integers> Dot for Lanes<I> {
         sums: &[[I::Sum; VECTORS]; PIXELS],
         valid: usize,
     ) {
+        let width = VECTORS * I::LANES;
         unsafe {
+            let multiplier = loaded::<I, VECTORS>(finish.multiplier);
+            let offset = loaded::<I, VECTORS>(finish.offset);
             match finish.output {
-                Output::Bytes(output) if valid >= VECTORS * I::LANES => {
-                    if finish.residual.0.is_null() {
-                        unroll!(P in 0..14 { if P < PIXELS {
-                            let reals = scaled::<I, VECTORS>(finish, &sums[P]);
-                            I::round(output.add(*offsets.add(P) as usize), &reals);
-                        } });
-                    } else {
-                        unroll!(P in 0..14 { if P < PIXELS {
-                            let offset = *offsets.add(P) as usize;
-                            let residual = I::residual::<VECTORS>(finish.residual.0.add(offset));
-                            let reals = added::<I, VECTORS>(finish, &scaled::<I, VECTORS>(finish, &sums[P]), &residual);
-                            I::round(output.add(offset), &reals);
-                        } });
-                    }
+                Output::Bytes(output) if finish.residual.0.is_null() && valid >= width => {
+                    unroll!(P in 0..14 { if P < PIXELS {
+                        let reals = scaled::<I, VECTORS>(&sums[P], &multiplier, &offset);
+                        I::round(output.add(*offsets.add(P) as usize), &reals, width);
+                    } });
                 }
-                // A copy, so that the sums themselves need no memory.
-                _ => {
+                Output::Bytes(output) if finish.residual.0.is_null() => {
+                    unroll!(P in 0..14 { if P < PIXELS {
+                        let reals = scaled::<I, VECTORS>(&sums[P], &multiplier, &offset);
+                        I::round(output.add(*offsets.add(P) as usize), &reals, valid);
+                    } });
+                }
+                Output::Bytes(output) => {
+                    let added = loaded::<I, VECTORS>(finish.residual.1);
+                    unroll!(P in 0..14 { if P < PIXELS {
+                        let at = *offsets.add(P) as usize;
+                        let mut reals = scaled::<I, VECTORS>(&sums[P], &multiplier, &offset);
+                        let residual = I::residual::<VECTORS>(finish.residual.0.add(at), valid);
+                        unroll!(V in 0..4 { if V < VECTORS {
+                            reals[V] = I::multiply_add(residual[V], added[V], reals[V]);
+                        } });
+                        I::round(output.add(at), &reals, valid);
+                    } });
+                }
+                Output::Floats(output) => {
+                    // A copy, so that the sums themselves need no memory.
                     let sums = *sums;
                     for (at, sums) in sums.iter().enumerate() {
-                        finish_part::<I, VECTORS>(finish, *offsets.add(at) as usize, sums, valid);
+                        let reals = scaled::<I, VECTORS>(sums, &multiplier, &offset);
+                        store_floats::<I, VECTORS>(output.add(*offsets.add(at) as usize), &reals, valid);
                     }
                 }
             }
         }
+    }
+}
+
+/// A value for every lane of a panel.
+#[inline(always)]
+unsafe fn loaded<I: Integers, const VECTORS: usize>(from: *const f32) -> [I::Real; VECTORS] {
+    // SAFETY: the caller vouches for the instruction set and the pointers; zero bytes are values of vectors.
+    unsafe {
+        let mut reals: [I::Real; VECTORS] = std::mem::zeroed();
+        unroll!(V in 0..4 { if V < VECTORS { reals[V] = I::load(from.add(V * I::LANES)); } });
+        reals
     }
 }
 
 /// Sums times multipliers plus offsets.
 #[inline(always)]
 unsafe fn scaled<I: Integers, const VECTORS: usize>(
-    finish: &Finish,
     sums: &[I::Sum; VECTORS],
+    multiplier: &[I::Real; VECTORS],
+    offset: &[I::Real; VECTORS],
 ) -> [I::Real; VECTORS] {
-    // SAFETY: the caller vouches for the instruction set and the pointers; zero bytes are values of vectors.
+    // SAFETY: as for `loaded`.
     unsafe {
         let mut reals: [I::Real; VECTORS] = std::mem::zeroed();
         unroll!(V in 0..4 { if V < VECTORS {
-            let (multiplier, offset) = (finish.multiplier.add(V * I::LANES), finish.offset.add(V * I::LANES));
-            reals[V] = I::multiply_add(I::real(sums[V]), I::load(multiplier), I::load(offset));
+            reals[V] = I::multiply_add(I::real(sums[V]), multiplier[V], offset[V]);
         } });
         reals
     }
 }
 
-/// With the residual times its multipliers added.
+/// Writes the first `valid` channels of a pixel as they are.
 #[inline(always)]
-unsafe fn added<I: Integers, const VECTORS: usize>(
-    finish: &Finish,
+unsafe fn store_floats<I: Integers, const VECTORS: usize>(
+    to: *mut f32,
     reals: &[I::Real; VECTORS],
-    residual: &[I::Real; VECTORS],
-) -> [I::Real; VECTORS] {
-    // SAFETY: as for `scaled`.
-    unsafe {
-        let mut sums: [I::Real; VECTORS] = std::mem::zeroed();
-        unroll!(V in 0..4 { if V < VECTORS {
-            sums[V] = I::multiply_add(residual[V], I::load(finish.residual.1.add(V * I::LANES)), reals[V]);
-        } });
-        sums
-    }
-}
-
-/// One pixel of which not every channel is written, or not as bytes.
-#[inline(always)]
-unsafe fn finish_part<I: Integers, const VECTORS: usize>(
-    finish: &Finish,
-    offset: usize,
-    sums: &[I::Sum; VECTORS],
     valid: usize,
 ) {
-    let width = VECTORS * I::LANES;
-    let valid = valid.min(width);
-    // SAFETY: as for `scaled`; what is not written as a whole goes through memory of its own.
+    let mut floats = [0.0_f32; WIDTH_MAX];
+    // SAFETY: no panel is wider than the array; the caller vouches for `valid` elements of `to`.
     unsafe {
-        let mut reals = scaled::<I, VECTORS>(finish, sums);
-        if !finish.residual.0.is_null() {
-            let mut bytes = [0_u8; WIDTH_MAX];
-            std::ptr::copy_nonoverlapping(finish.residual.0.add(offset), bytes.as_mut_ptr(), valid);
-            reals = added::<I, VECTORS>(finish, &reals, &I::residual::<VECTORS>(bytes.as_ptr()));
+        for (vector, reals) in reals.iter().enumerate() {
+            I::store(floats.as_mut_ptr().add(vector * I::LANES), *reals);
         }
-        match finish.output {
-            Output::Bytes(output) => {
-                let mut bytes = [0_u8; WIDTH_MAX];
-                I::round(bytes.as_mut_ptr(), &reals);
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), output.add(offset), valid);
-            }
-            Output::Floats(output) => {
-                let mut floats = [0.0_f32; WIDTH_MAX];
-                for (vector, reals) in reals.iter().enumerate() {
-                    I::store(floats.as_mut_ptr().add(vector * I::LANES), *reals);
-                }
-                for (lane, float) in floats.iter().enumerate().take(width) {
-                    let channel = interleaved::<VECTORS>(lane / I::LANES, lane % I::LANES);
-                    if channel < valid {
-                        *output.add(offset + channel) = *float;
-                    }
-                }
+        for (lane, float) in floats.iter().enumerate().take(VECTORS * I::LANES) {
+            let channel = interleaved::<VECTORS>(lane / I::LANES, lane % I::LANES);
+            if channel < valid {
+                *to.add(channel) = *float;
             }
         }
     }

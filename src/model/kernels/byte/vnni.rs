@@ -59,27 +59,28 @@ impl Integers for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn residual<const VECTORS: usize>(from: *const u8) -> [__m512; VECTORS] {
+    unsafe fn residual<const VECTORS: usize>(from: *const u8, valid: usize) -> [__m512; VECTORS] {
         unsafe {
             let zero = _mm512_setzero_si512();
             let mut reals: [__m512; VECTORS] = std::mem::zeroed();
-            match VECTORS {
-                2 => {
-                    // Eight bytes to the start of each sixteen, then apart.
-                    let order = _mm512_setr_epi64(0, 0, 1, 0, 2, 0, 3, 0);
-                    let bytes = _mm512_castsi256_si512(_mm256_loadu_si256(from.cast()));
-                    let words = _mm512_unpacklo_epi8(_mm512_permutexvar_epi64(order, bytes), zero);
-                    reals[0] = _mm512_cvtepi32_ps(_mm512_unpacklo_epi16(words, zero));
-                    reals[VECTORS - 1] = _mm512_cvtepi32_ps(_mm512_unpackhi_epi16(words, zero));
-                }
-                _ => reals[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))),
+            if VECTORS == 2 {
+                // Eight bytes to the start of each sixteen, then apart.
+                let order = _mm512_setr_epi64(0, 0, 1, 0, 2, 0, 3, 0);
+                let bytes = _mm256_maskz_loadu_epi8(first(valid) as u32, from.cast());
+                let spread = _mm512_permutexvar_epi64(order, _mm512_castsi256_si512(bytes));
+                let words = _mm512_unpacklo_epi8(spread, zero);
+                reals[0] = _mm512_cvtepi32_ps(_mm512_unpacklo_epi16(words, zero));
+                reals[VECTORS - 1] = _mm512_cvtepi32_ps(_mm512_unpackhi_epi16(words, zero));
+            } else {
+                let bytes = _mm_maskz_loadu_epi8(first(valid) as u16, from.cast());
+                reals[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
             }
             reals
         }
     }
 
     #[inline(always)]
-    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[__m512; VECTORS]) {
+    unsafe fn round<const VECTORS: usize>(to: *mut u8, reals: &[__m512; VECTORS], valid: usize) {
         unsafe {
             let mut rounded: [__m512i; 4] = std::mem::zeroed();
             unroll!(V in 0..4 { if V < VECTORS { rounded[V] = _mm512_cvtps_epi32(reals[V]); } });
@@ -92,16 +93,31 @@ impl Integers for Vnni {
                 // Of each four words of bytes the first two are filled, or the first.
                 2 => {
                     let filled = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0), bytes);
-                    _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(filled));
+                    let filled = _mm512_castsi512_si256(filled);
+                    if valid >= 32 {
+                        _mm256_storeu_si256(to.cast(), filled);
+                    } else {
+                        _mm256_mask_storeu_epi8(to.cast(), first(valid) as u32, filled);
+                    }
                 }
                 _ => {
                     let order = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-                    let filled = _mm512_permutexvar_epi32(order, bytes);
-                    _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(filled));
+                    let filled = _mm512_castsi512_si128(_mm512_permutexvar_epi32(order, bytes));
+                    if valid >= 16 {
+                        _mm_storeu_si128(to.cast(), filled);
+                    } else {
+                        _mm_mask_storeu_epi8(to.cast(), first(valid) as u16, filled);
+                    }
                 }
             }
         }
     }
+}
+
+/// A mask of the first `count` of up to 64 lanes.
+#[inline(always)]
+const fn first(count: usize) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
 /// Four bytes of each of 64 channels side by side: of each sixteen channels the first four in the first
@@ -191,6 +207,11 @@ unsafe fn slide_row<const SIDE: usize, const STRIDE: usize>(
         for (at, quads) in window.iter_mut().enumerate().skip(STRIDE) {
             *quads = column::<SIDE, STRIDE>(rows, at - STRIDE);
         }
+        let (mut multiplier, mut offset): ([__m512; 4], [__m512; 4]) = std::mem::zeroed();
+        unroll!(J in 0..4 {
+            multiplier[J] = _mm512_loadu_ps(call.multiplier.add(J * 16));
+            offset[J] = _mm512_loadu_ps(call.offset.add(J * 16));
+        });
         for output_column in 0..call.columns {
             unroll!(C in 0..5 { if C + STRIDE < SIDE { window[C] = window[C + STRIDE]; } });
             unroll!(C in 0..5 { if C < SIDE && C + STRIDE >= SIDE {
@@ -208,16 +229,16 @@ unsafe fn slide_row<const SIDE: usize, const STRIDE: usize>(
                     } });
                 } });
             } });
-            for (together, sums) in sums.iter().enumerate().take(count) {
+            unroll!(T in 0..2 { if T < together(STRIDE) {
                 let mut reals: [__m512; 4] = std::mem::zeroed();
                 unroll!(J in 0..4 {
-                    let multiplier = _mm512_loadu_ps(call.multiplier.add(J * 16));
-                    let offset = _mm512_loadu_ps(call.offset.add(J * 16));
-                    reals[J] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[J]), multiplier, offset);
+                    reals[J] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[T][J]), multiplier[J], offset[J]);
                 });
-                let pixel = (row + together) * call.columns + output_column;
-                Vnni::round(call.output.add(pixel * BLOCK), &reals);
-            }
+                if T < count {
+                    let pixel = (row + T) * call.columns + output_column;
+                    Vnni::round(call.output.add(pixel * BLOCK), &reals, BLOCK);
+                }
+            } });
         }
     }
 }
