@@ -90,7 +90,8 @@ pub fn depthwise(window: &Window, input: &[u8], product: Product, output: &mut [
             let mut sum = 0;
             for (row, kernel_row) in kernel_rows.clone().enumerate() {
                 for (column, kernel_column) in kernel_columns.clone().enumerate() {
-                    let from = ((row_first + row) * window.width + column_first + column) * channels + channel;
+                    let from =
+                        ((row_first + row) * window.width + column_first + column) * channels + channel;
                     sum += i32::from(input[from]) * i32::from(weight[kernel_row * kernel + kernel_column]);
                 }
             }
@@ -148,7 +149,6 @@ pub fn classifier(input: &[u8], product: Product, output: &mut [f32]) {
         *value = scale(sum, product.multiplier[channel], product.offset[channel]);
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -14,11 +14,11 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What [`precision`](About) says in the metadata of a file that is read here.
+/// What `precision` says in the metadata of a file that is read here.
 const PRECISION: &str = "int8";
 
 /// The value that is rounded stays below this for any input.
-const UNROUNDED_MAX: f64 = (1 << 30) as f64;
+pub(super) const UNROUNDED_MAX: f64 = (1 << 30) as f64;
 
 /// How a person gets a good file.
 const HOW_TO_GET: &str = "`elastic weights quantize --calibrate DIR IN OUT` makes one";
@@ -33,7 +33,9 @@ pub enum FileError {
     #[error("the file's metadata do not say `precision: int8`: it holds float weights; {HOW_TO_GET}")]
     Precision,
     /// The file names no network that is known.
-    #[error("the file's metadata name the network {0:?}; the networks are mobilenet_v2 and efficientnet_lite0")]
+    #[error(
+        "the file's metadata name the network {0:?}; the networks are mobilenet_v2 and efficientnet_lite0"
+    )]
     Network(String),
     /// A tensor is not there.
     #[error("the int8 file lacks the tensor {tensor} of shape {shape:?}; {HOW_TO_GET}")]
@@ -142,9 +144,7 @@ impl Reader<'_> {
         let stem = self.layer(&stem.name, &stem.shape(), None)?;
         let mut blocks = Vec::with_capacity(planned.len());
         for block in &planned {
-            let mut plain = |layer: &Convolution| {
-                self.layer(&layer.name, &layer.shape(), None)
-            };
+            let mut plain = |layer: &Convolution| self.layer(&layer.name, &layer.shape(), None);
             let expand = block.expand.as_ref().map(&mut plain).transpose()?;
             let depthwise = plain(&block.depthwise)?;
             let project = &block.project;
@@ -171,10 +171,11 @@ fn refuse(tensor: &str, problem: &'static str, wrong: bool) -> Result<(), FileEr
 
 impl Layer {
     /// Largest absolute value before rounding, whatever the input.
-    fn reach(&self, residual: Option<&[f32]>) -> f64 {
+    pub(super) fn reach(&self, residual: Option<&[f32]>) -> f64 {
         let row = self.weight.len() / self.offset.len();
         let reach = |channel: usize| {
-            let sum: u32 = self.weight[channel * row..][..row].iter().map(|w| u32::from(w.unsigned_abs())).sum();
+            let sum: u32 =
+                self.weight[channel * row..][..row].iter().map(|w| u32::from(w.unsigned_abs())).sum();
             let added = residual.map_or(0.0, |residual| f64::from(residual[channel]));
             255.0 * (f64::from(sum) * f64::from(self.multiplier[channel]) + added)
                 + f64::from(self.offset[channel].abs())
@@ -213,7 +214,9 @@ pub fn serialize(quantised: &Quantised, metadata: &BTreeMap<String, String>) -> 
     }
     let plan = quantised.network.plan();
     for (block, planned) in quantised.blocks.iter().zip(&plan.blocks) {
-        floats.extend(block.residual.iter().map(|residual| (format!("{}.residual", planned.project.name), residual)));
+        floats.extend(
+            block.residual.iter().map(|residual| (format!("{}.residual", planned.project.name), residual)),
+        );
     }
     floats.push(("pool.multiplier".to_owned(), &quantised.pool));
     let mut about: Map<String, Value> =
@@ -256,3 +259,6 @@ fn layers(quantised: &Quantised) -> Vec<(String, Vec<usize>, &Layer)> {
     layers.push((plan.classifier.to_owned(), shape, &quantised.classifier));
     layers
 }
+
+#[cfg(test)]
+mod tests;

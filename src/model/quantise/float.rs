@@ -119,7 +119,11 @@ impl Float {
 /// Bytes to what the network was trained on.
 fn normalise(network: &Network, pixels: &[u8]) -> Vec<f32> {
     let (mean, deviation) = (network.preprocessing.mean, network.preprocessing.deviation);
-    pixels.iter().enumerate().map(|(at, value)| (f32::from(*value) - mean[at % 3]) / deviation[at % 3]).collect()
+    pixels
+        .iter()
+        .enumerate()
+        .map(|(at, value)| (f32::from(*value) - mean[at % 3]) / deviation[at % 3])
+        .collect()
 }
 
 /// Pixels and outputs computed together, in registers.

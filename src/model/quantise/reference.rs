@@ -40,15 +40,9 @@ pub fn logits(quantised: &Quantised, pixels: &[u8]) -> Vec<f32> {
         let window = window(&plan.depthwise, side);
         side = window.output_height;
         let mut filtered = vec![0; side * side * block.depthwise.offset.len()];
-        integer::depthwise(
-            &window,
-            wide.as_deref().unwrap_or(&x),
-            block.depthwise.product(),
-            &mut filtered,
-        );
+        integer::depthwise(&window, wide.as_deref().unwrap_or(&x), block.depthwise.product(), &mut filtered);
         let mut narrow = vec![0; side * side * block.project.offset.len()];
-        let residual =
-            block.residual.as_deref().map(|multiplier| Residual { values: &x, multiplier });
+        let residual = block.residual.as_deref().map(|multiplier| Residual { values: &x, multiplier });
         integer::pointwise(&filtered, block.project.product(), residual, &mut narrow);
         x = narrow;
     }

@@ -89,12 +89,18 @@ fn labels(folder: &Path) -> anyhow::Result<BTreeMap<String, Vec<usize>>> {
     let text = String::from_utf8(bounded(&path, LABELS_BYTES_MAX)?).with_context(context)?;
     let line = |line: &str| -> anyhow::Result<(String, Vec<usize>)> {
         let mut columns = line.split('\t');
-        let (file, classes) = columns.next().zip(columns.next()).context("a line has fewer than two columns")?;
+        let (file, classes) =
+            columns.next().zip(columns.next()).context("a line has fewer than two columns")?;
         let classes = classes.split(',').map(|index| index.trim().parse());
         let classes = classes.collect::<Result<_, _>>().with_context(|| format!("classes of {file}"))?;
         Ok((file.to_owned(), classes))
     };
-    text.lines().skip(1).filter(|text| !text.is_empty()).map(line).collect::<Result<_, _>>().with_context(context)
+    text.lines()
+        .skip(1)
+        .filter(|text| !text.is_empty())
+        .map(line)
+        .collect::<Result<_, _>>()
+        .with_context(context)
 }
 
 fn bounded(path: &Path, bytes_max: u64) -> anyhow::Result<Vec<u8>> {

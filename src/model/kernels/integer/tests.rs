@@ -85,8 +85,9 @@ fn expected(sum: i64, multiplier: f32, offset: f32) -> u8 {
 fn windows() -> impl Strategy<Value = Window> {
     let kernel = prop::sample::select(vec![1_usize, 3, 5, 7]);
     let padding = prop::sample::select(vec![Padding::Symmetric, Padding::Same]);
-    (kernel, 1_usize..4, padding, 1_usize..9, 1_usize..9)
-        .prop_map(|(kernel, stride, padding, height, width)| Window::new(kernel, stride, padding, height, width))
+    (kernel, 1_usize..4, padding, 1_usize..9, 1_usize..9).prop_map(
+        |(kernel, stride, padding, height, width)| Window::new(kernel, stride, padding, height, width),
+    )
 }
 
 /// Endless bytes that depend on a seed.
