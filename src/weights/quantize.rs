@@ -58,6 +58,12 @@ pub(crate) struct Args {
 
 /// Runs the mode: writes the file, then tells on standard output how it does on the photos of `--verify`.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let report = quantize(args)?;
+    Ok(std::io::stdout().write_all(report.as_bytes())?)
+}
+
+/// Writes the file; returns what is to be told.
+fn quantize(args: &Args) -> anyhow::Result<String> {
     let bytes = weights::read_file(&args.input)?;
     let (network, tensors) =
         source(args, &bytes).with_context(|| format!("cannot quantize {}", args.input.display()))?;
@@ -78,18 +84,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     convert::write_atomically(&args.output, &written)?;
     let (output, bytes, photos) = (args.output.display(), written.len(), photos.len());
     tracing::info!(model = network.name, %output, bytes, photos, sha256 = convert::sha256(&written), "integers written");
+    let mut report = String::new();
     for folder in &args.verify {
         let photos = photos::read(folder, network, &limits)?;
         let mut progress = Progress::new("compared", photos.len());
         let mut score = verify::Score::default();
         for photo in &photos {
-            let float = float.logits(&photo.pixels, &mut |_| ());
-            score.add(photo, &float, &reference::logits(&quantised, &photo.pixels));
+            let expected = float.logits(&photo.pixels, &mut |_| ());
+            score.add(photo, &expected, &reference::logits(&quantised, &photo.pixels));
             progress.step();
         }
-        write!(std::io::stdout(), "{}", score.report(folder))?;
+        report += &score.report(folder);
     }
-    Ok(())
+    Ok(report)
 }
 
 /// The network of a weights file and its checked tensors.
@@ -143,3 +150,6 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

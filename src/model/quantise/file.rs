@@ -14,11 +14,11 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What [`precision`](About) says in the metadata of a file that is read here.
+/// What `precision` says in the metadata of a file that is read here.
 const PRECISION: &str = "int8";
 
 /// The value that is rounded stays below this for any input.
-const UNROUNDED_MAX: f64 = (1 << 30) as f64;
+pub(super) const UNROUNDED_MAX: f64 = (1 << 30) as f64;
 
 /// How a person gets a good file.
 const HOW_TO_GET: &str = "`elastic weights quantize --calibrate DIR IN OUT` makes one";
@@ -171,7 +171,7 @@ fn refuse(tensor: &str, problem: &'static str, wrong: bool) -> Result<(), FileEr
 
 impl Layer {
     /// Largest absolute value before rounding, whatever the input.
-    fn reach(&self, residual: Option<&[f32]>) -> f64 {
+    pub(super) fn reach(&self, residual: Option<&[f32]>) -> f64 {
         let row = self.weight.len() / self.offset.len();
         let reach = |channel: usize| {
             let sum: u32 =
@@ -259,3 +259,6 @@ fn layers(quantised: &Quantised) -> Vec<(String, Vec<usize>, &Layer)> {
     layers.push((plan.classifier.to_owned(), shape, &quantised.classifier));
     layers
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,29 @@
 //! Float weights and observed ranges to integers.
+//!
+//! **Invariant**: whatever the weights and ranges, each channel's scale is wide enough for the limits that
+//! [`crate::model::quantise`] states.
 use crate::model::network::{Convolution, Kind, Network};
+use crate::model::quantise::rounding::{Metric, WEIGHT_MAX, nearest};
 use crate::model::quantise::statistics::{Channels, Statistics};
 use crate::model::quantise::{Block, Layer, Quantised};
 use crate::model::weights::{self, Tensors, WeightsError};
 
-/// Largest weight; −128 is left out so that weights are symmetric.
-const WEIGHT_MAX: f64 = 127.0;
 /// Smallest range a channel is given, as a part of the widest channel's of the same activation. It bounds the
 /// multipliers of channels that were silent on the photos.
 const RANGE_PART_MIN: f64 = 1e-3;
+
+/// How much wider than observed a range is made: other photos go beyond the calibration's. Measured on
+/// `MobileNetV2`, calibrated on one half of 131 photos: on the other half 1.1 has a fifth less divergence from the
+/// float network than 1.0, though on the calibration's own half a little more. Clipping the ranges where that
+/// makes the least squared error gained nothing.
+const ROOM: f64 = 1.1;
+
+/// The same for the mean over the pixels, of which a photo shows one value a channel where it shows hundreds of
+/// the others. Its bits are plenty.
+const POOL_ROOM: f64 = 2.0;
+
+/// What ReLU6 ends at.
+const RELU6_MAX: f64 = 6.0;
 
 /// Largest value before rounding, with room below the 2^30 of [`crate::model::quantise`]'s invariant.
 const UNROUNDED_MAX: f64 = (1 << 29) as f64;
@@ -19,6 +34,8 @@ struct Scales {
     zero: Vec<f64>,
     /// Mean of the real values, photos over.
     mean: Vec<f64>,
+    /// How errors of the weights that read the channels weigh together, in steps of `q`.
+    metric: Option<Metric>,
 }
 
 impl Scales {
@@ -30,20 +47,27 @@ impl Scales {
             scale: deviation.map(|deviation| 1.0 / f64::from(deviation)).into(),
             zero: mean.map(f64::from).into(),
             mean: means(channels),
+            metric: None,
         }
     }
 
-    /// Of observed channels: the range, widened to hold 0, spans 0..=255.
-    fn of(channels: &Channels) -> Self {
-        let range = |at: usize| (f64::from(channels.low[at].min(0.0)), f64::from(channels.high[at].max(0.0)));
+    /// Of observed channels: the range, widened to hold 0 and by `room`, but not beyond `limit`, spans 0..=255.
+    fn of(channels: &Channels, room: f64, limit: f64) -> Self {
+        let range = |at: usize| {
+            let (low, high) = (channels.low[at].min(0.0), channels.high[at].max(0.0));
+            (room * f64::from(low), (room * f64::from(high)).min(limit))
+        };
         let length = channels.low.len();
         let widest = (0..length).map(|at| range(at).1 - range(at).0).fold(0.0, f64::max);
         let floor = if widest > 0.0 { widest * RANGE_PART_MIN } else { 1.0 };
-        let scale = |at: usize| (range(at).1 - range(at).0).max(floor) / 255.0;
+        let scale: Vec<f64> = (0..length).map(|at| (range(at).1 - range(at).0).max(floor) / 255.0).collect();
+        let zero = |at: usize| (-range(at).0 / scale[at]).round_ties_even().min(255.0);
+        let in_steps = |a: usize, b: usize| channels.covariance(a, b) / (scale[a] * scale[b]);
         Self {
-            scale: (0..length).map(scale).collect(),
-            zero: (0..length).map(|at| (-range(at).0 / scale(at)).round_ties_even().min(255.0)).collect(),
+            zero: (0..length).map(zero).collect(),
             mean: means(channels),
+            metric: channels.has_covariance().then(|| Metric::new(length, in_steps)).flatten(),
+            scale,
         }
     }
 
@@ -85,11 +109,17 @@ impl Quantised {
         let mut activations = statistics.activations.iter();
         let mut x = Scales::of_image(network, activations.next().expect("the image is observed"));
         let mut next = |convolution: &Convolution, input: &Scales, residual: Option<&Scales>| {
-            let mut output = Scales::of(activations.next().expect("every convolution is observed"));
+            let channels = activations.next().expect("every convolution is observed");
+            if !channels.is_finite() {
+                let tensor = format!("{}.weight", convolution.name);
+                return Err(WeightsError::NotFinite { network: network.name, tensor });
+            }
+            let limit = if convolution.activation { RELU6_MAX } else { f64::INFINITY };
+            let mut output = Scales::of(channels, ROOM, limit);
             let depthwise = convolution.kind == Kind::Depthwise;
             let source = source(&convolution.name, &convolution.shape(), depthwise)?;
             let made = layer(&source, input, residual, &mut output);
-            Ok::<_, WeightsError>((made, output))
+            Ok((made, output))
         };
         let (stem, output) = next(&plan.stem, &x, None)?;
         x = output;
@@ -105,13 +135,13 @@ impl Quantised {
             x = output;
         }
         let (head, wide) = next(&plan.head, &x, None)?;
-        let mut pooled = Scales::of(activations.next().expect("the mean is observed"));
+        let mut pooled = Scales::of(activations.next().expect("the mean is observed"), POOL_ROOM, RELU6_MAX);
         (0..wide.scale.len()).for_each(|channel| pooled.limit(channel, 255.0 * wide.scale[channel]));
         let side = plan.convolutions().fold(network.input_size(), |side, layer| side.div_ceil(layer.stride));
         let pool = ratios(&wide, &pooled).into_iter().map(|ratio| ratio / (side * side) as f32);
         let shape = [network.classes, network.head_channels];
         let (scale, zero) = (vec![1.0; network.classes], vec![0.0; network.classes]);
-        let mut logits = Scales { scale, zero, mean: Vec::new() };
+        let mut logits = Scales { scale, zero, mean: Vec::new(), metric: None };
         let classifier = layer(&source(plan.classifier, &shape, false)?, &pooled, None, &mut logits);
         Ok(Self { network, stem, blocks, head, pool: pool.collect(), classifier })
     }
@@ -133,7 +163,10 @@ fn layer(source: &Source, input: &Scales, residual: Option<&Scales>, output: &mu
             .collect();
         let largest = folded.iter().fold(0.0_f64, |largest, weight| largest.max(weight.abs()));
         let step = if largest > 0.0 { largest / WEIGHT_MAX } else { 1.0 };
-        let rounded: Vec<f64> = folded.iter().map(|weight| (weight / step).round_ties_even()).collect();
+        let rounded: Vec<f64> = match &input.metric {
+            Some(metric) if taps == 1 && !source.depthwise => metric.round(&folded, step),
+            _ => folded.iter().map(|weight| nearest(weight / step)).collect(),
+        };
         // Mean error that rounding the weights makes, taken out of the bias (Nagel et al. 2019, section 4.2).
         let error: f64 = (0..row)
             .map(|at| (folded[at] - rounded[at] * step) * input.mean[from(at)] / input.scale[from(at)])

@@ -7,8 +7,8 @@
 //! has the zero point 0, and one whose channel reaches 6 has the scale 6/255, so that the limit of the byte is
 //! the limit of the activation. Weights are symmetric, with a scale for each output channel.
 //!
-//! [`calibrate`] observes the ranges, [`Quantised::new`] makes the integers, [`reference`] runs them,
-//! [`file`] writes and reads them. The arithmetic is told in [`crate::model::kernels::integer`].
+//! [`float`] runs the float network, [`statistics`] observes its activations, [`Quantised::new`] makes the
+//! integers, [`reference`] runs them, [`file`] writes and reads them. The arithmetic is told in [`crate::model::kernels::integer`].
 //!
 //! **Invariant**: a [`Quantised`] fits its network, and for no input at all does a sum reach 2^31 or the value
 //! that is rounded 2^30, so that kernels need no checks of their own.
@@ -16,6 +16,7 @@ pub mod file;
 pub mod float;
 mod make;
 pub mod reference;
+mod rounding;
 pub mod statistics;
 
 use crate::model::network::Network;
@@ -66,3 +67,6 @@ pub struct Quantised {
 pub fn padding(network: &Network) -> [u8; 3] {
     network.preprocessing.normalisation.mean.map(crate::model::kernels::integer::round)
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,3 +64,27 @@ impl Score {
 fn largest(values: &[f32]) -> usize {
     (0..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agreement_and_labels_are_counted() {
+        let photo = |name: &str, accepted: &[usize]| Photo {
+            name: name.to_owned(),
+            pixels: Vec::new(),
+            accepted: accepted.to_vec(),
+        };
+        let mut score = Score::default();
+        score.add(&photo("a.jpg", &[0, 2]), &[0.0, 3.0, 4.0], &[0.0, 3.0, 4.0]);
+        score.add(&photo("b.jpg", &[1]), &[0.0, 3.0, 4.0], &[0.0, 4.5, 4.0]);
+        score.add(&photo("c.jpg", &[]), &[5.0, 5.0, 0.0], &[5.0, 5.0, 0.0]);
+        let expected = "\
+p: 3 photos, top 1 agrees with float on 2 (66.7 %), logits 10.0 % apart on average
+  of 2 labels, float has 1 right and int8 2
+  b.jpg: float says class 2, int8 1
+";
+        assert_eq!(score.report(Path::new("p")), expected);
+    }
+}
