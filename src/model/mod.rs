@@ -1,7 +1,8 @@
 //! Synchronous inference: image bytes to the network's input, to logits, to named probabilities.
 //!
 //! [`network`] describes the networks as tables, [`weights`] reads and checks their tensors, [`forward`] runs
-//! them on the operations of [`kernels`], [`image`] decodes photos, [`labels`] names the classes.
+//! them on the operations of [`kernels`], [`image`] decodes photos, [`labels`] names the classes. [`zoo`] has
+//! other networks, on candle's own kernels.
 //!
 //! **Invariant**: everything runs on the calling thread and on no other, so that whoever owns the threads
 //! decides how many CPUs are used; a [`Model`] is shared between threads without locks.
@@ -11,13 +12,14 @@ pub mod kernels;
 pub mod labels;
 pub mod network;
 pub mod weights;
+pub mod zoo;
 
 pub use forward::Classifier;
 pub use image::DecodeError;
 
 use candle_core::{DType, Device, Tensor};
 use forward::InvertedResiduals;
-use network::{EFFICIENTNET_LITE0, MOBILENET_V2, NETWORKS, Network};
+use network::{Description, EFFICIENTNET_LITE0, MOBILENET_V2, NETWORKS, Network};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use weights::WeightsError;
@@ -40,10 +42,12 @@ pub struct Prediction {
 #[derive(Clone, Debug, clap::Args)]
 pub struct ModelArgs {
     /// Network to run: `mobilenet_v2` or `efficientnet_lite0`. Without it, the network of --weights; without that
-    /// too, `mobilenet_v2` where its weights are in --weights-dir, else the embedded `efficientnet_lite0`
-    #[arg(long, env = "ELASTIC_MODEL", value_name = "NAME", value_parser = network_name())]
+    /// too, `mobilenet_v2` where its weights are in --weights-dir, else the embedded `efficientnet_lite0`. A build
+    /// with the feature `zoo` runs other networks too, see docs/other-networks.md
+    #[arg(long, env = "ELASTIC_MODEL", value_name = "NAME", value_parser = zoo::ModelName)]
     pub model: Option<String>,
-    /// Weights of the network: a safetensors file with batch norm folded (see `elastic weights`)
+    /// Weights of the network: a safetensors file, with batch norm folded (see `elastic weights`) for the two
+    /// networks above, as published for others
     #[arg(long, env = "ELASTIC_WEIGHTS", value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Folder that holds `NAME.safetensors` and, if other than ImageNet's, the class names
@@ -76,8 +80,11 @@ pub fn network_name() -> clap::builder::PossibleValuesParser {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// `--model` names no network.
-    #[error("there is no network {0:?}; the networks are mobilenet_v2 and efficientnet_lite0")]
+    #[error("there is no network {0:?}; the networks are {names}", names = zoo::known_names())]
     UnknownName(String),
+    /// `--model` names a network that this build does not have.
+    #[error("the network {0} needs a build of elastic with `cargo build --release --features zoo`")]
+    NeedsZoo(&'static str),
     /// The weights are missing, damaged or of another network.
     #[error("weights {file}: {error}")]
     Weights {
@@ -85,6 +92,17 @@ pub enum ModelError {
         file: String,
         /// What is wrong.
         error: WeightsError,
+    },
+    /// The weights of a network from the zoo are missing, damaged or of another network.
+    #[cfg(feature = "zoo")]
+    #[error("weights {file} of {network}: {error}")]
+    Zoo {
+        /// The network.
+        network: &'static str,
+        /// The file.
+        file: String,
+        /// What is wrong.
+        error: zoo::TensorsError,
     },
     /// The class names do not fit.
     #[error(transparent)]
@@ -114,7 +132,7 @@ enum Source {
 
 /// A network with its weights and class names, ready to classify.
 pub struct Model {
-    network: &'static Network,
+    description: Description,
     classifier: Box<dyn Classifier>,
     labels: Vec<String>,
     pixels_max: u64,
@@ -123,6 +141,9 @@ pub struct Model {
 impl Model {
     /// Loads the network that `args` ask for, and logs which one it is and why.
     pub fn load(args: &ModelArgs) -> Result<Self, ModelError> {
+        if let Some(name) = args.model.as_deref().and_then(zoo::named) {
+            return Self::load_from_zoo(name, args);
+        }
         let named = args
             .model
             .as_deref()
@@ -148,28 +169,51 @@ impl Model {
             Source::File(path) => Some(path.as_path()),
             Source::Embedded => None,
         };
-        let labels = labels::load(network, path)?;
+        let description = network.description();
+        let labels = labels::load(&description, path)?;
         announce(network, named.is_some(), &source, args);
         let pixels_max = u64::from(args.pixels_max) * 1_000_000;
-        Ok(Self { network, classifier, labels, pixels_max })
+        Ok(Self { description, classifier, labels, pixels_max })
+    }
+
+    /// Loads one of [`zoo::NAMES`].
+    #[cfg(feature = "zoo")]
+    fn load_from_zoo(network: &'static str, args: &ModelArgs) -> Result<Self, ModelError> {
+        let in_folder = || args.weights_dir.join(format!("{network}.safetensors"));
+        let path = args.weights.clone().unwrap_or_else(in_folder);
+        let (description, classifier) = zoo::load(network, &path).map_err(|error| {
+            let file = path.display().to_string();
+            ModelError::Zoo { network, file, error }
+        })?;
+        let labels = labels::load(&description, Some(&path))?;
+        let classes = description.classes;
+        tracing::info!(model = network, weights = %path.display(), classes, why = "--model names it", "model loaded");
+        let pixels_max = u64::from(args.pixels_max) * 1_000_000;
+        Ok(Self { description, classifier, labels, pixels_max })
+    }
+
+    /// Says what is missing.
+    #[cfg(not(feature = "zoo"))]
+    fn load_from_zoo(network: &'static str, _: &ModelArgs) -> Result<Self, ModelError> {
+        Err(ModelError::NeedsZoo(network))
     }
 
     /// Name of the network.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        self.network.name
+        self.description.name
     }
 
     /// Number of classes.
     #[must_use]
     pub fn classes(&self) -> usize {
-        self.network.classes
+        self.description.classes
     }
 
     /// Side of the square input, pixels.
     #[must_use]
     pub fn input_size(&self) -> usize {
-        self.network.input_size()
+        self.description.preprocessing.crop as usize
     }
 
     /// Names of the classes, by index.
@@ -186,7 +230,7 @@ impl Model {
 
     /// Image bytes to the network's input, `[1, size, size, 3]`.
     pub fn decode(&self, bytes: &[u8]) -> Result<Tensor, DecodeError> {
-        image::decode(bytes, &self.network.preprocessing, self.pixels_max)
+        image::decode(bytes, &self.description.preprocessing, self.pixels_max)
     }
 
     /// Logits of one image `[1, size, size, 3]`, one a class, all finite.

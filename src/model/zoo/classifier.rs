@@ -1,0 +1,106 @@
+//! A network of the catalogue behind the [`Classifier`] trait.
+//!
+//! **Invariant**: inference runs on the calling thread, like that of the other networks, although candle's
+//! kernels would spread over every CPU.
+use super::catalogue::{Built, CATALOGUE, Entry};
+use super::tensors::{Tensors, TensorsError};
+use crate::model::forward::Classifier;
+use crate::model::network::{Description, Preprocessing};
+use candle_core::{DType, Device, Result, Tensor};
+use std::path::Path;
+
+thread_local! {
+    /// A rayon pool of which this thread is the only worker, so that whatever candle's kernels hand to rayon
+    /// runs here. `None` if the thread is in a pool already: then the owner of that pool has decided.
+    static POOL_OF_ONE: Option<rayon::ThreadPool> =
+        rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().ok();
+}
+
+/// A network from the catalogue, on candle's own kernels.
+struct Other {
+    network: Built,
+    preprocessing: Preprocessing,
+}
+
+impl Classifier for Other {
+    fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        POOL_OF_ONE.with(|_| ());
+        self.network.forward(&channels_first(images, &self.preprocessing)?)
+    }
+}
+
+/// Loads the network `name`, one of [`super::NAMES`], from a safetensors file.
+///
+/// The number of classes is that of the file's last layer.
+pub fn load(
+    name: &str,
+    file: &Path,
+) -> std::result::Result<(Description, Box<dyn Classifier>), TensorsError> {
+    let entry = CATALOGUE.iter().find(|entry| entry.name == name);
+    let entry = entry.ok_or_else(|| TensorsError::Build(candle_core::Error::msg("no such network")))?;
+    let (description, network) = build(entry, file)?;
+    if candle_core::utils::get_num_threads() > 1 {
+        tracing::info!(
+            "{name} runs on candle's own kernels, one thread an image; RAYON_NUM_THREADS=1 in the environment \
+             spares them counting the CPUs at every matrix product"
+        );
+    }
+    Ok((description, Box::new(Other { network, preprocessing: entry.preprocessing })))
+}
+
+fn build(entry: &Entry, file: &Path) -> std::result::Result<(Description, Built), TensorsError> {
+    let tensors = Tensors::read(file, entry.head, entry.timm_name)?;
+    let classes = tensors.rows(&format!("{}.weight", entry.head))?;
+    let network = tensors.judge((entry.build)(classes, tensors.builder()), entry.tensors)?;
+    Ok((Description { name: entry.name, classes, preprocessing: entry.preprocessing }, network))
+}
+
+/// `[N, height, width, 3]`, pixels as bytes or already normalised as float32, to normalised
+/// `[N, 3, height, width]`. The only place that knows both layouts.
+fn channels_first(images: &Tensor, preprocessing: &Preprocessing) -> Result<Tensor> {
+    let images = if images.dtype() == DType::U8 {
+        let per_channel = |values: [f32; 3]| Tensor::new(&values, &Device::Cpu);
+        images
+            .to_dtype(DType::F32)?
+            .broadcast_sub(&per_channel(preprocessing.mean)?)?
+            .broadcast_div(&per_channel(preprocessing.deviation)?)?
+    } else {
+        images.clone()
+    };
+    images.permute((0, 3, 1, 2))?.contiguous()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_normalised_and_turned_like_floats() {
+        let preprocessing = &CATALOGUE[0].preprocessing;
+        let bytes: Vec<u8> = (0..2 * 2 * 3).map(|at| at * 20).collect();
+        let floats: Vec<f32> = bytes
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| {
+                (f32::from(*byte) - preprocessing.mean[at % 3]) / preprocessing.deviation[at % 3]
+            })
+            .collect();
+        let turned = |images: Result<Tensor>| {
+            let turned = channels_first(&images.unwrap(), preprocessing).unwrap();
+            assert_eq!(turned.dims(), [1, 3, 2, 2]);
+            turned.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let from_floats = turned(Tensor::from_vec(floats.clone(), (1, 2, 2, 3), &Device::Cpu));
+        assert_eq!(from_floats, turned(Tensor::from_vec(bytes, (1, 2, 2, 3), &Device::Cpu)));
+        assert_eq!(from_floats[..5], [floats[0], floats[3], floats[6], floats[9], floats[1]]);
+    }
+
+    #[test]
+    fn a_calling_thread_is_its_own_pool() {
+        POOL_OF_ONE.with(|pool| assert!(pool.is_some()));
+        assert_eq!(rayon::current_num_threads(), 1);
+        let here = std::thread::current().id();
+        let ids = rayon::join(|| std::thread::current().id(), || std::thread::current().id());
+        assert_eq!(ids, (here, here));
+    }
+}
