@@ -24,6 +24,7 @@ struct Fixture {
     classes: usize,
     images: usize,
     size: usize,
+    gain: f64,
     weights_sha256: String,
     logits: Vec<Vec<f32>>,
     tensors: BTreeMap<String, Vec<usize>>,
@@ -46,10 +47,10 @@ fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> {
 }
 
 /// `weights` of the script.
-fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
+fn weights(name: &str, shape: &[usize], gain: f64) -> Vec<f32> {
     let fan_in: usize = shape.iter().skip(1).product();
     let (scale, centre) = if shape.len() >= 2 && fan_in > 1 {
-        ((6.0 / fan_in as f64).sqrt() as f32, 0.0)
+        ((gain / fan_in as f64).sqrt() as f32, 0.0)
     } else if name.ends_with("running_var") || name.ends_with("weight") {
         (0.25, 1.0)
     } else {
@@ -69,7 +70,7 @@ fn read(path: &Path) -> Fixture {
 impl Fixture {
     fn tensors(&self) -> Stored {
         let stored = |(name, shape): (&String, &Vec<usize>)| {
-            let bytes = weights(name, shape).into_iter().flat_map(f32::to_le_bytes).collect();
+            let bytes = weights(name, shape, self.gain).into_iter().flat_map(f32::to_le_bytes).collect();
             (name.clone(), (shape.clone(), Dtype::F32, bytes))
         };
         self.tensors.iter().map(stored).collect()

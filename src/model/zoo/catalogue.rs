@@ -2,7 +2,7 @@
 //!
 //! Preprocessing is that of each network's default checkpoint in timm 1.0.31 (`default_cfg`); the names of the
 //! tensors are timm's. A network is in the table only if its logits agreed with timm's on shared random weights;
-//! `tests/zoo/README.md` tells how that was seen and which networks of candle-transformers did not pass.
+//! `docs/other-networks.md` tells how that was seen and which networks of candle-transformers did not pass.
 //!
 //! **Invariant**: the rows are those of [`super::NAMES`], in the same order.
 use super::names;
@@ -10,9 +10,7 @@ use crate::model::network::{Filter, Preprocessing};
 use candle_core::Result;
 use candle_nn::{Func, Module, VarBuilder};
 use candle_transformers::models::efficientnet::{EfficientNet, MBConvConfig};
-use candle_transformers::models::{
-    convmixer, convnext, efficientvit, fastvit, hiera, mobilenetv4, mobileone, repvgg, resnet,
-};
+use candle_transformers::models::{convmixer, convnext, fastvit, mobilenetv4, mobileone, repvgg, resnet};
 
 /// A network that is ready to run: images `[N, 3, height, width]` to logits `[N, classes]`.
 pub(super) type Built = Box<dyn Module + Send + Sync>;
@@ -72,7 +70,7 @@ fn efficientnet(configuration: Vec<MBConvConfig>, classes: usize, vb: VarBuilder
 }
 
 /// Every network, by family.
-pub(super) static CATALOGUE: [Entry; 69] = [
+pub(super) static CATALOGUE: [Entry; 52] = [
     entry("resnet18", 102, "fc", photo(235, 224, Filter::Bicubic), |n, vb| boxed(resnet::resnet18(n, vb))),
     entry("resnet34", 182, "fc", photo(235, 224, Filter::Bicubic), |n, vb| boxed(resnet::resnet34(n, vb))),
     entry("resnet50", 267, "fc", photo(235, 224, Filter::Bicubic), |n, vb| boxed(resnet::resnet50(n, vb))),
@@ -125,9 +123,6 @@ pub(super) static CATALOGUE: [Entry; 69] = [
     entry("mobilenetv4-hybrid-large", 666, "classifier", photo(404, 384, Filter::Bicubic), |n, vb| {
         boxed(mobilenetv4::mobilenetv4(&mobilenetv4::Config::hybrid_large(), n, vb))
     }),
-    entry("mobileone-s0", 1097, "head.fc", photo(256, 224, Filter::Bilinear), |n, vb| {
-        boxed(mobileone::mobileone(&mobileone::Config::s0(), n, vb))
-    }),
     entry("mobileone-s1", 463, "head.fc", photo(248, 224, Filter::Bilinear), |n, vb| {
         boxed(mobileone::mobileone(&mobileone::Config::s1(), n, vb))
     }),
@@ -163,9 +158,6 @@ pub(super) static CATALOGUE: [Entry; 69] = [
     }),
     entry("convnext-large", 344, "head.fc", photo(256, 224, Filter::Bicubic), |n, vb| {
         boxed(convnext::convnext(&convnext::Config::large(), n, vb))
-    }),
-    entry("convnext-xlarge", 344, "head.fc", photo(256, 224, Filter::Bicubic), |n, vb| {
-        boxed(convnext::convnext(&convnext::Config::xlarge(), n, vb))
     }),
     entry("convnextv2-atto", 140, "head.fc", photo(256, 224, Filter::Bicubic), |n, vb| {
         boxed(convnext::convnext(&convnext::Config::atto(), n, vb))
@@ -234,50 +226,5 @@ pub(super) static CATALOGUE: [Entry; 69] = [
     }),
     entry("fastvit-s12", 450, "head.fc", photo(284, 256, Filter::Bicubic), |n, vb| {
         boxed(fastvit::fastvit(&fastvit::Config::s12(), n, vb))
-    }),
-    entry("fastvit-sa12", 430, "head.fc", photo(284, 256, Filter::Bicubic), |n, vb| {
-        boxed(fastvit::fastvit(&fastvit::Config::sa12(), n, vb))
-    }),
-    entry("fastvit-sa24", 756, "head.fc", photo(284, 256, Filter::Bicubic), |n, vb| {
-        boxed(fastvit::fastvit(&fastvit::Config::sa24(), n, vb))
-    }),
-    entry("fastvit-sa36", 1082, "head.fc", photo(284, 256, Filter::Bicubic), |n, vb| {
-        boxed(fastvit::fastvit(&fastvit::Config::sa36(), n, vb))
-    }),
-    entry("fastvit-ma36", 1082, "head.fc", photo(269, 256, Filter::Bicubic), |n, vb| {
-        boxed(fastvit::fastvit(&fastvit::Config::ma36(), n, vb))
-    }),
-    entry("efficientvit-m0", 580, "head.linear", photo(256, 224, Filter::Bicubic), |n, vb| {
-        boxed(efficientvit::efficientvit(&efficientvit::Config::m0(), n, vb))
-    }),
-    entry("efficientvit-m1", 510, "head.linear", photo(256, 224, Filter::Bicubic), |n, vb| {
-        boxed(efficientvit::efficientvit(&efficientvit::Config::m1(), n, vb))
-    }),
-    entry("efficientvit-m2", 500, "head.linear", photo(256, 224, Filter::Bicubic), |n, vb| {
-        boxed(efficientvit::efficientvit(&efficientvit::Config::m2(), n, vb))
-    }),
-    entry("efficientvit-m3", 560, "head.linear", photo(256, 224, Filter::Bicubic), |n, vb| {
-        boxed(efficientvit::efficientvit(&efficientvit::Config::m3(), n, vb))
-    }),
-    entry("efficientvit-m4", 580, "head.linear", photo(256, 224, Filter::Bicubic), |n, vb| {
-        boxed(efficientvit::efficientvit(&efficientvit::Config::m4(), n, vb))
-    }),
-    entry("efficientvit-m5", 692, "head.linear", photo(256, 224, Filter::Bicubic), |n, vb| {
-        boxed(efficientvit::efficientvit(&efficientvit::Config::m5(), n, vb))
-    }),
-    entry("hiera-tiny-224", 157, "head.fc", photo(248, 224, Filter::Bicubic), |n, vb| {
-        boxed(hiera::hiera(&hiera::Config::tiny(), n, vb))
-    }),
-    entry("hiera-small-224", 205, "head.fc", photo(248, 224, Filter::Bicubic), |n, vb| {
-        boxed(hiera::hiera(&hiera::Config::small(), n, vb))
-    }),
-    entry("hiera-base-224", 301, "head.fc", photo(248, 224, Filter::Bicubic), |n, vb| {
-        boxed(hiera::hiera(&hiera::Config::base(), n, vb))
-    }),
-    entry("hiera-base-plus-224", 301, "head.fc", photo(248, 224, Filter::Bicubic), |n, vb| {
-        boxed(hiera::hiera(&hiera::Config::base_plus(), n, vb))
-    }),
-    entry("hiera-large-224", 589, "head.fc", photo(248, 224, Filter::Bicubic), |n, vb| {
-        boxed(hiera::hiera(&hiera::Config::large(), n, vb))
     }),
 ];

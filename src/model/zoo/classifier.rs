@@ -1,7 +1,12 @@
 //! A network of the catalogue behind the [`Classifier`] trait.
 //!
-//! **Invariant**: inference runs on the calling thread, like that of the other networks, although candle's
-//! kernels would spread over every CPU.
+//! candle's kernels spread over every CPU in two ways. What they hand to rayon is kept on the calling thread here.
+//! Sums and products of tensors go over a pool of candle's own, one for the whole process, whose size is read from
+//! the environment only: with `RAYON_NUM_THREADS=1` there is none, and nor do matrix products read
+//! `/proc/cpuinfo` to count the CPUs each time.
+//!
+//! **Invariant**: where `RAYON_NUM_THREADS` is 1, inference runs on the calling thread and on no other, like that
+//! of the other networks; where it is not, [`load`] says so.
 use super::catalogue::{Built, CATALOGUE, Entry};
 use super::tensors::{Tensors, TensorsError};
 use crate::model::forward::Classifier;
@@ -40,9 +45,9 @@ pub fn load(
     let entry = entry.ok_or_else(|| TensorsError::Build(candle_core::Error::msg("no such network")))?;
     let (description, network) = build(entry, file)?;
     if candle_core::utils::get_num_threads() > 1 {
-        tracing::info!(
-            "{name} runs on candle's own kernels, one thread an image; RAYON_NUM_THREADS=1 in the environment \
-             spares them counting the CPUs at every matrix product"
+        tracing::warn!(
+            "{name} runs on candle's own kernels, which workers would fight over: set RAYON_NUM_THREADS=1 in \
+             the environment, which is several times faster too"
         );
     }
     Ok((description, Box::new(Other { network, preprocessing: entry.preprocessing })))

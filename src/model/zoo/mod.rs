@@ -27,7 +27,7 @@ pub use classifier::load;
 pub use tensors::{FILE_BYTES_MAX, TensorsError};
 
 /// The names of the networks here, by family.
-pub const NAMES: [&str; 69] = [
+pub const NAMES: [&str; 52] = [
     "resnet18",
     "resnet34",
     "resnet50",
@@ -46,7 +46,6 @@ pub const NAMES: [&str; 69] = [
     "mobilenetv4-conv-large",
     "mobilenetv4-hybrid-medium",
     "mobilenetv4-hybrid-large",
-    "mobileone-s0",
     "mobileone-s1",
     "mobileone-s2",
     "mobileone-s3",
@@ -59,7 +58,6 @@ pub const NAMES: [&str; 69] = [
     "convnext-small",
     "convnext-base",
     "convnext-large",
-    "convnext-xlarge",
     "convnextv2-atto",
     "convnextv2-femto",
     "convnextv2-pico",
@@ -82,21 +80,6 @@ pub const NAMES: [&str; 69] = [
     "fastvit-t8",
     "fastvit-t12",
     "fastvit-s12",
-    "fastvit-sa12",
-    "fastvit-sa24",
-    "fastvit-sa36",
-    "fastvit-ma36",
-    "efficientvit-m0",
-    "efficientvit-m1",
-    "efficientvit-m2",
-    "efficientvit-m3",
-    "efficientvit-m4",
-    "efficientvit-m5",
-    "hiera-tiny-224",
-    "hiera-small-224",
-    "hiera-base-224",
-    "hiera-base-plus-224",
-    "hiera-large-224",
 ];
 
 /// The name as it stands in [`NAMES`], if there is such a network here; timm's underscores are understood.

@@ -25,8 +25,9 @@ impl SimpleBackend for Inventor {
         }
         self.0.fetch_add(shape.elem_count(), Ordering::Relaxed);
         let inputs: usize = shape.dims().iter().skip(1).product();
-        // One element in memory, however large the tensor.
-        Tensor::full(1.0 / inputs as f32, (), device)?.to_dtype(dtype)?.broadcast_as(shape)
+        // One element in memory, however large the tensor; but layer norm wants its vectors laid out.
+        let tensor = Tensor::full(1.0 / inputs as f32, (), device)?.to_dtype(dtype)?.broadcast_as(shape)?;
+        if tensor.rank() == 1 { tensor.contiguous() } else { Ok(tensor) }
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
