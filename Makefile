@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test check fmt demo weights image minikube-up minikube-down clean
+.PHONY: help build test test-zoo check fmt demo weights image minikube-up minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -25,6 +25,11 @@ test: ## Formatting, clippy, docs and every test
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	$(CARGO) test --locked
+
+test-zoo: ## The feature `zoo`: clippy, docs and tests of the other networks
+	$(CARGO) clippy --locked --all-targets --features zoo -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features zoo
+	$(CARGO) test --locked --features zoo zoo
 
 check: test ## `test`, and licences, advisories and sources of the dependencies (needs cargo-deny)
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \

@@ -132,7 +132,7 @@ fn replica_args(args: &Args, registration: &str) -> Vec<OsString> {
     if let Some(pace) = args.pace {
         flag("--pace", format!("{}us", pace.as_micros()).into());
     }
-    let ModelArgs { model, weights, weights_dir, pixels_max, isa } = &args.model;
+    let ModelArgs { model, weights, weights_dir, pixels_max, isa, precision } = &args.model;
     flag("--weights-dir", weights_dir.into());
     flag("--pixels-max", pixels_max.to_string().into());
     if let Some(model) = model {
@@ -143,6 +143,9 @@ fn replica_args(args: &Args, registration: &str) -> Vec<OsString> {
     }
     if let Some(isa) = isa {
         flag("--isa", isa.to_string().into());
+    }
+    if let Some(precision) = precision {
+        flag("--precision", precision.to_string().into());
     }
     flags
 }

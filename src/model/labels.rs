@@ -1,5 +1,5 @@
 //! Names of the classes: one line each, in the order of their index.
-use crate::model::network::Network;
+use crate::model::network::Description;
 use std::path::Path;
 
 /// Name of the labels file beside a weights file.
@@ -24,8 +24,8 @@ pub enum LabelsError {
     },
     /// The file has too few or too many names.
     #[error(
-        "{path} has {found} class names, {network} has {expected} classes; write one a line, or remove the \
-         file to use the embedded names"
+        "{path} has {found} class names, {network} has {expected} classes; write one a line into {FILE_NAME} \
+         beside the weights, or remove the file if the classes are ImageNet's"
     )]
     Count {
         /// The file.
@@ -40,7 +40,7 @@ pub enum LabelsError {
 }
 
 /// The names beside a weights file, or the embedded ones where there is no such file.
-pub fn load(network: &'static Network, weights: Option<&Path>) -> Result<Vec<String>, LabelsError> {
+pub fn load(network: &Description, weights: Option<&Path>) -> Result<Vec<String>, LabelsError> {
     let beside = weights.map(|file| file.with_file_name(FILE_NAME)).filter(|file| file.exists());
     let Some(file) = beside else { return parse(network, EMBEDDED, "the embedded list") };
     let path = file.display().to_string();
@@ -53,7 +53,7 @@ pub fn load(network: &'static Network, weights: Option<&Path>) -> Result<Vec<Str
     parse(network, &std::fs::read_to_string(&file).map_err(unreadable)?, &path)
 }
 
-fn parse(network: &'static Network, text: &str, path: &str) -> Result<Vec<String>, LabelsError> {
+fn parse(network: &Description, text: &str, path: &str) -> Result<Vec<String>, LabelsError> {
     let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     if names.len() != network.classes {
         let (path, found) = (path.to_owned(), names.len());
@@ -69,19 +69,20 @@ mod tests {
 
     #[test]
     fn names_come_from_beside_the_weights_or_from_the_executable() {
+        let network = MOBILENET_V2.description();
         let folder = tempfile::tempdir().unwrap();
         let weights = folder.path().join("w.safetensors");
-        let embedded = load(&MOBILENET_V2, Some(&weights)).unwrap();
+        let embedded = load(&network, Some(&weights)).unwrap();
         assert_eq!(
             (embedded.len(), embedded[1].as_str(), embedded[999].as_str()),
             (1000, "goldfish", "toilet tissue")
         );
         let file = folder.path().join(FILE_NAME);
         std::fs::write(&file, "one\ntwo\n").unwrap();
-        let error = load(&MOBILENET_V2, Some(&weights)).unwrap_err().to_string();
+        let error = load(&network, Some(&weights)).unwrap_err().to_string();
         assert!(error.contains("has 2 class names, mobilenet_v2 has 1000 classes"), "{error}");
         std::fs::write(&file, "mine\n".repeat(1000)).unwrap();
-        assert_eq!(load(&MOBILENET_V2, Some(&weights)).unwrap()[7], "mine");
-        assert_eq!(load(&MOBILENET_V2, None).unwrap()[1], "goldfish");
+        assert_eq!(load(&network, Some(&weights)).unwrap()[7], "mine");
+        assert_eq!(load(&network, None).unwrap()[1], "goldfish");
     }
 }

@@ -1,7 +1,8 @@
 //! Synchronous inference: image bytes to the network's input, to logits, to named probabilities.
 //!
 //! [`network`] describes the networks as tables, [`weights`] reads and checks their tensors, [`forward`] runs
-//! them on the operations of [`kernels`], [`image`] decodes photos, [`labels`] names the classes.
+//! them on the operations of [`kernels`], [`image`] decodes photos, [`labels`] names the classes. [`zoo`] has
+//! other networks, on candle's own kernels.
 //!
 //! **Invariant**: everything runs on the calling thread and on no other, so that whoever owns the threads
 //! decides how many CPUs are used; a [`Model`] is shared between threads without locks.
@@ -9,22 +10,22 @@ pub mod forward;
 pub mod image;
 pub mod kernels;
 pub mod labels;
+mod load;
 pub mod network;
 pub mod quantise;
 pub mod weights;
+pub mod zoo;
 
 pub use forward::{Classifier, Session};
 pub use image::DecodeError;
+pub use load::{Precision, check_file, embedded};
 
 use candle_core::{DType, Device, Tensor};
-use kernels::isa::{Isa, Level};
-use network::{EFFICIENTNET_LITE0, MOBILENET_V2, NETWORKS, Network};
+use kernels::isa::Level;
+use network::{Description, NETWORKS};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use weights::WeightsError;
-
-/// Folded weights of EfficientNet-Lite0, float16; `weights/README.md` tells how they were made.
-const EMBEDDED: &[u8] = include_bytes!("../../weights/efficientnet_lite0.safetensors");
 
 /// One class with its probability.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,10 +42,12 @@ pub struct Prediction {
 #[derive(Clone, Debug, clap::Args)]
 pub struct ModelArgs {
     /// Network to run: `mobilenet_v2` or `efficientnet_lite0`. Without it, the network of --weights; without that
-    /// too, `mobilenet_v2` where its weights are in --weights-dir, else the embedded `efficientnet_lite0`
-    #[arg(long, env = "ELASTIC_MODEL", value_name = "NAME", value_parser = network_name())]
+    /// too, `mobilenet_v2` where its weights are in --weights-dir, else the embedded `efficientnet_lite0`. A build
+    /// with the feature `zoo` runs other networks too, see docs/other-networks.md
+    #[arg(long, env = "ELASTIC_MODEL", value_name = "NAME", value_parser = zoo::ModelName)]
     pub model: Option<String>,
-    /// Weights of the network: a safetensors file with batch norm folded (see `elastic weights`)
+    /// Weights of the network: a safetensors file, with batch norm folded (see `elastic weights`) for the two
+    /// networks above, as published for others
     #[arg(long, env = "ELASTIC_WEIGHTS", value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Folder that holds `NAME.safetensors` and, if other than ImageNet's, the class names
@@ -62,11 +65,22 @@ pub struct ModelArgs {
     /// Instruction set to use, for comparison [default: the best that the CPU has]
     #[arg(long, env = "ELASTIC_ISA", value_enum, value_name = "NAME")]
     pub isa: Option<Level>,
+    /// Number format to compute in. int8 takes `NAME.int8.safetensors`, which `elastic weights quantize` makes
+    /// [default: what the weights are: int8, else f32]
+    #[arg(long, env = "ELASTIC_PRECISION", value_enum, value_name = "FORMAT")]
+    pub precision: Option<Precision>,
 }
 
 impl Default for ModelArgs {
     fn default() -> Self {
-        Self { model: None, weights: None, weights_dir: "weights".into(), pixels_max: 50, isa: None }
+        Self {
+            model: None,
+            weights: None,
+            weights_dir: "weights".into(),
+            pixels_max: 50,
+            isa: None,
+            precision: None,
+        }
     }
 }
 
@@ -80,8 +94,11 @@ pub fn network_name() -> clap::builder::PossibleValuesParser {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// `--model` names no network.
-    #[error("there is no network {0:?}; the networks are mobilenet_v2 and efficientnet_lite0")]
+    #[error("there is no network {0:?}; the networks are {names}", names = zoo::known_names())]
     UnknownName(String),
+    /// `--model` names a network that this build does not have.
+    #[error("the network {0} needs a build of elastic with `cargo build --release --features zoo`")]
+    NeedsZoo(&'static str),
     /// The weights are missing, damaged or of another network.
     #[error("weights {file}: {error}")]
     Weights {
@@ -89,6 +106,37 @@ pub enum ModelError {
         file: String,
         /// What is wrong.
         error: WeightsError,
+    },
+    /// The weights of a network from the zoo are missing, damaged or of another network.
+    #[cfg(feature = "zoo")]
+    #[error("weights {file} of {network}: {error}")]
+    Zoo {
+        /// The network.
+        network: &'static str,
+        /// The file.
+        file: String,
+        /// What is wrong.
+        error: zoo::TensorsError,
+    },
+    /// The int8 weights are missing, damaged or of another network.
+    #[error("weights {file}: {error}")]
+    Integers {
+        /// The file, or what stands for it.
+        file: String,
+        /// What is wrong.
+        error: quantise::file::FileError,
+    },
+    /// The weights are of another number format than asked for.
+    #[error("weights {file} are {found}, --precision asks for {wanted}; {hint}")]
+    Format {
+        /// The file, or what stands for it.
+        file: String,
+        /// What it holds.
+        found: &'static str,
+        /// What was asked for.
+        wanted: Precision,
+        /// What to do.
+        hint: &'static str,
     },
     /// The class names do not fit.
     #[error(transparent)]
@@ -114,16 +162,9 @@ pub enum ModelError {
     Inference(#[from] candle_core::Error),
 }
 
-/// Where the weights come from.
-#[derive(Debug, PartialEq, Eq)]
-enum Source {
-    File(PathBuf),
-    Embedded,
-}
-
 /// A network with its weights and class names, ready to classify.
 pub struct Model {
-    network: &'static Network,
+    description: Description,
     classifier: Box<dyn Classifier>,
     labels: Vec<String>,
     pixels_max: u64,
@@ -132,54 +173,25 @@ pub struct Model {
 impl Model {
     /// Loads the network that `args` ask for, and logs which one it is and why.
     pub fn load(args: &ModelArgs) -> Result<Self, ModelError> {
-        let named = args
-            .model
-            .as_deref()
-            .map(|name| Network::named(name).ok_or_else(|| ModelError::UnknownName(name.to_owned())));
-        let named = named.transpose()?;
-        let (network, source) = choose(named, args);
-        let file = match &source {
-            Source::File(path) => path.display().to_string(),
-            Source::Embedded => "embedded".to_owned(),
-        };
-        let failed = |error| ModelError::Weights { file: file.clone(), error };
-        let bytes = match &source {
-            Source::File(path) => &weights::read_file(path).map_err(failed)?,
-            Source::Embedded => EMBEDDED,
-        };
-        let tensors = weights::parse(bytes).map_err(failed)?;
-        let network = match network {
-            Some(network) => network,
-            None => weights::recognise(&tensors).map_err(failed)?,
-        };
-        let isa = isa(args.isa)?;
-        let classifier = forward::float32(network, &tensors, isa).map_err(failed)?;
-        let path = match &source {
-            Source::File(path) => Some(path.as_path()),
-            Source::Embedded => None,
-        };
-        let labels = labels::load(network, path)?;
-        announce(network, named.is_some(), isa, &source, args);
-        let pixels_max = u64::from(args.pixels_max) * 1_000_000;
-        Ok(Self { network, classifier, labels, pixels_max })
+        load::load(args)
     }
 
     /// Name of the network.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        self.network.name
+        self.description.name
     }
 
     /// Number of classes.
     #[must_use]
     pub fn classes(&self) -> usize {
-        self.network.classes
+        self.description.classes
     }
 
     /// Side of the square input, pixels.
     #[must_use]
     pub fn input_size(&self) -> usize {
-        self.network.input_size()
+        self.description.preprocessing.crop as usize
     }
 
     /// Names of the classes, by index.
@@ -196,7 +208,7 @@ impl Model {
 
     /// Image bytes to the network's input, bytes `[1, size, size, 3]`.
     pub fn decode(&self, bytes: &[u8]) -> Result<Tensor, DecodeError> {
-        image::decode(bytes, &self.network.preprocessing, self.pixels_max)
+        image::decode(bytes, &self.description.preprocessing, self.pixels_max)
     }
 
     /// Memory for one thread that classifies up to `images_max` images at once.
@@ -250,70 +262,6 @@ impl ModelSession {
     }
 }
 
-/// The instruction set asked for, or the best.
-fn isa(named: Option<Level>) -> Result<Isa, ModelError> {
-    match named {
-        None => Ok(Isa::best()),
-        Some(level) => Isa::new(level).ok_or_else(|| {
-            let has: Vec<String> = Isa::all().map(|isa| isa.to_string()).collect();
-            ModelError::Isa(level, has.join(", "))
-        }),
-    }
-}
-
-/// The network, unless the file tells it, and where its weights are.
-fn choose(named: Option<&'static Network>, args: &ModelArgs) -> (Option<&'static Network>, Source) {
-    let in_folder = |network: &Network| args.weights_dir.join(network.file_name());
-    match (named, &args.weights) {
-        (named, Some(file)) => (named, Source::File(file.clone())),
-        (Some(network), None) => {
-            let file = in_folder(network);
-            // A missing file of a network that is not embedded is an error that names the file.
-            let embedded = network.name == EFFICIENTNET_LITE0.name && !file.exists();
-            (Some(network), if embedded { Source::Embedded } else { Source::File(file) })
-        }
-        (None, None) => {
-            let file = in_folder(&MOBILENET_V2);
-            // A damaged file is not passed over: it was put there to be used.
-            if file.exists() {
-                (Some(&MOBILENET_V2), Source::File(file))
-            } else {
-                (Some(&EFFICIENTNET_LITE0), Source::Embedded)
-            }
-        }
-    }
-}
-
-/// Logs which network runs and why. The embedded one by default is worth a warning: it is the fallback.
-fn announce(network: &Network, named: bool, isa: Isa, source: &Source, args: &ModelArgs) {
-    let model = network.name;
-    let isa = isa.to_string();
-    match source {
-        Source::File(path) => {
-            let why = match (named, &args.weights) {
-                (true, _) => "--model names it",
-                (false, Some(_)) => "--weights holds it",
-                (false, None) => "its weights are in --weights-dir",
-            };
-            tracing::info!(model, isa, weights = %path.display(), why, "model loaded");
-        }
-        Source::Embedded if named => {
-            tracing::info!(model, isa, weights = "embedded", why = "--model names it", "model loaded");
-        }
-        Source::Embedded => {
-            let missing = args.weights_dir.join(MOBILENET_V2.file_name());
-            tracing::warn!(
-                model,
-                isa,
-                weights = "embedded",
-                missing = %missing.display(),
-                "mobilenet_v2 has no weights here, running the embedded network; `make weights` or \
-                 `elastic weights fetch` gets them"
-            );
-        }
-    }
-}
-
 /// Index and softmax probability of the `k` largest logits.
 fn most_probable(logits: &[f32], k: usize) -> Vec<(usize, f32)> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -323,17 +271,6 @@ fn most_probable(logits: &[f32], k: usize) -> Vec<(usize, f32)> {
     // The sort is stable, so that equals stay in the order of their index.
     order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
     order.into_iter().take(k).map(|index| (index, (scaled[index] / total) as f32)).collect()
-}
-
-/// The executable's own weights of a network, if it carries them.
-#[must_use]
-pub fn embedded(network: &Network) -> Option<&'static [u8]> {
-    (network.name == EFFICIENTNET_LITE0.name).then_some(EMBEDDED)
-}
-
-/// Loads the network of a weights file once, to see that it is whole.
-pub fn check_file(network: &'static Network, file: &Path) -> Result<(), WeightsError> {
-    weights::check(network, &weights::parse(&weights::read_file(file)?)?)
 }
 
 #[cfg(test)]
@@ -356,32 +293,6 @@ mod tests {
             prop_assert!((best.iter().map(|(_, p)| p).sum::<f32>() - 1.0).abs() < 1e-4);
             prop_assert!(best.is_sorted_by(|a, b| a.1 >= b.1));
         }
-    }
-
-    #[test]
-    fn the_default_is_mobilenet_where_its_weights_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = folder.path().to_path_buf();
-        let mut args = ModelArgs { weights_dir: dir.clone(), ..ModelArgs::default() };
-        let name = |network: Option<&'static Network>| network.map(|network| network.name);
-        let chosen = |args: &ModelArgs| {
-            let (network, source) = choose(args.model.as_deref().and_then(Network::named), args);
-            (name(network), source)
-        };
-        assert_eq!(chosen(&args), (Some("efficientnet_lite0"), Source::Embedded));
-        let file = dir.join("mobilenet_v2.safetensors");
-        args.model = Some("mobilenet_v2".to_owned());
-        assert_eq!(chosen(&args), (Some("mobilenet_v2"), Source::File(file.clone())));
-        std::fs::write(&file, "damaged").unwrap();
-        args.model = None;
-        assert_eq!(chosen(&args), (Some("mobilenet_v2"), Source::File(file.clone())));
-        let error = Model::load(&args).err().unwrap().to_string();
-        assert!(error.contains("mobilenet_v2.safetensors") && error.contains("make weights"), "{error}");
-        args.model = Some("efficientnet_lite0".to_owned());
-        assert_eq!(chosen(&args), (Some("efficientnet_lite0"), Source::Embedded));
-        args.weights = Some(file.clone());
-        args.model = None;
-        assert_eq!(chosen(&args), (None, Source::File(file)));
     }
 
     #[test]

@@ -44,6 +44,17 @@ pub enum Filter {
     Bicubic,
 }
 
+/// What the service has to know of a network, whichever code runs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Description {
+    /// Name on the command line, in answers and of the weights file.
+    pub name: &'static str,
+    /// Classes.
+    pub classes: usize,
+    /// Photo to input.
+    pub preprocessing: Preprocessing,
+}
+
 /// How a checkpoint names its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
@@ -242,6 +253,12 @@ impl Network {
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {
         NETWORKS.into_iter().find(|network| network.name == name)
+    }
+
+    /// What the rest of the service has to know.
+    #[must_use]
+    pub fn description(&self) -> Description {
+        Description { name: self.name, classes: self.classes, preprocessing: self.preprocessing }
     }
 
     /// Side of the square input, pixels.

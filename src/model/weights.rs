@@ -49,7 +49,10 @@ pub enum WeightsError {
     #[error("the file is not a whole safetensors file ({0}); {HOW_TO_GET}")]
     Format(String),
     /// The tensors belong to no network here.
-    #[error("the tensors' names belong to neither mobilenet_v2 nor efficientnet_lite0; {HOW_TO_GET}")]
+    #[error(
+        "the tensors' names belong to neither mobilenet_v2 nor efficientnet_lite0; name another network with \
+         --model (see docs/other-networks.md); {HOW_TO_GET}"
+    )]
     Unknown,
     /// The tensors belong to another network.
     #[error("the file holds {found}, expected {expected}; leave --model out or name {found}")]

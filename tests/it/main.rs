@@ -12,3 +12,5 @@ mod photos;
 mod serve_model;
 mod support;
 mod up;
+#[cfg(feature = "zoo")]
+mod zoo;
