@@ -5,6 +5,7 @@
 //!
 //! **Invariant**: an operation runs on the thread that calls it and on no other.
 mod gemm;
+pub mod pixels;
 pub mod scalar;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail};

@@ -1,0 +1,315 @@
+//! Huffman tables that decode several symbols a look-up.
+//!
+//! A symbol of a JPEG tells how many coefficients to skip and how many bits the next value has; the value
+//! follows it. Decoding is a chain of look-ups, each of which waits for the one before, so that the way to be
+//! fast is to make fewer: the next bits tell not one symbol but as many as are wholly among them.
+//!
+//! **Invariant**: whatever the file states, a table is whole: bits that are no code, or longer than the
+//! look-up, are marked so and go through [`Table::long`].
+use super::bits::{Bits, extend};
+use super::header::Codes;
+
+/// Bits of a look-up. A longer one finds more, in a table that fills more of the cache.
+pub(super) const PEEK_BITS: u32 = 11;
+const ENTRIES: usize = 1 << PEEK_BITS;
+
+/// What the end of a block advances by: past every coefficient, with the position before it still to be told.
+pub(super) const END_OF_BLOCK: usize = 128;
+
+/// The pixels are damaged, or the file means something else than it seems to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Damaged;
+
+/// A symbol with its value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Symbol {
+    /// Bits of the code; 0: no symbol.
+    code: u32,
+    /// Bits of the value.
+    size: u32,
+    /// Coefficients to go on by.
+    advance: usize,
+}
+
+impl Symbol {
+    /// The meaning of a symbol of a table for first coefficients: the size of the difference.
+    fn first(code: u32, symbol: u8) -> Option<Self> {
+        (symbol < 16).then_some(Self { code, size: symbol.into(), advance: 0 })
+    }
+
+    /// The meaning of a symbol of a table for the other coefficients.
+    fn other(code: u32, symbol: u8) -> Option<Self> {
+        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+        let advance = match (run, size) {
+            (0, 0) => END_OF_BLOCK,
+            (15, _) | (_, 1..) => run + 1,
+            _ => return None,
+        };
+        Some(Self { code, size, advance })
+    }
+
+    fn total(self) -> u32 {
+        self.code + self.size
+    }
+}
+
+/// The codes of a table, in order.
+struct Canonical {
+    /// By length: how many 16-bit words begin with a code of this length or a shorter one.
+    limits: [u32; 17],
+    /// By length: what to subtract from a code to get its place among the symbols.
+    bases: [i32; 17],
+    symbols: [u8; 256],
+}
+
+impl Canonical {
+    fn new(codes: &Codes) -> Option<Self> {
+        let mut canonical = Self { limits: [0; 17], bases: [0; 17], symbols: [0; 256] };
+        canonical.symbols.get_mut(..codes.symbols.len())?.copy_from_slice(codes.symbols);
+        let (mut code, mut place) = (0_u32, 0_u32);
+        for (length, count) in (1..).zip(codes.counts) {
+            canonical.bases[length] = code as i32 - place as i32;
+            code += u32::from(*count);
+            place += u32::from(*count);
+            if code > 1 << length {
+                return None;
+            }
+            canonical.limits[length] = code << (16 - length);
+            code <<= 1;
+        }
+        Some(canonical)
+    }
+
+    /// Length and symbol of the code that `word`, 16 bits, begins with.
+    fn find(&self, word: u32) -> Option<(u32, u8)> {
+        let length = (1..17).find(|length| word < self.limits[*length])?;
+        let place = (word >> (16 - length)) as i32 - self.bases[length];
+        Some((length as u32, self.symbols[usize::try_from(place).ok()? & 255]))
+    }
+}
+
+/// The symbols that [`PEEK_BITS`] begin with, one for each look-up.
+fn singles(codes: &Codes, meaning: fn(u32, u8) -> Option<Symbol>) -> Box<[Symbol; ENTRIES]> {
+    let mut singles = Box::new([Symbol::default(); ENTRIES]);
+    let (mut at, mut place) = (0, 0);
+    for (length, count) in (1..=PEEK_BITS).zip(codes.counts) {
+        for symbol in &codes.symbols[place..place + usize::from(*count)] {
+            let end = at + (1 << (PEEK_BITS - length));
+            if let (Some(meant), Some(same)) = (meaning(length, *symbol), singles.get_mut(at..end)) {
+                same.fill(meant);
+            }
+            at = end;
+        }
+        place += usize::from(*count);
+    }
+    singles
+}
+
+/// Codes of first coefficients.
+pub(super) struct FirstTable {
+    canonical: Canonical,
+    /// Bits of code and value in the low byte, those of the code in the next; 0 for a long code.
+    entries: Box<[u16; ENTRIES]>,
+}
+
+impl FirstTable {
+    pub(super) fn new(codes: &Codes) -> Option<Self> {
+        let canonical = Canonical::new(codes)?;
+        let singles = singles(codes, Symbol::first);
+        let mut entries = Box::new([0; ENTRIES]);
+        for (entry, symbol) in entries.iter_mut().zip(&*singles) {
+            *entry = (symbol.total() | symbol.code << 8) as u16;
+        }
+        Some(Self { canonical, entries })
+    }
+
+    /// Reads a difference.
+    #[inline(always)]
+    pub(super) fn read(&self, bits: &mut Bits) -> Result<i32, Damaged> {
+        bits.refill();
+        let entry = u64::from(self.entries[bits.peek(PEEK_BITS)]);
+        if entry == 0 {
+            let symbol = long(&self.canonical, bits, Symbol::first)?;
+            let value = extend(bits.window(), symbol.size);
+            bits.skip(symbol.size.into());
+            return Ok(value);
+        }
+        let code = (entry >> 8) as u32;
+        let value = extend(bits.window() << code, (entry & 255) as u32 - code);
+        bits.skip(entry);
+        Ok(value)
+    }
+}
+
+/// Up to two symbols. The value of the first is still in the bits, that of the second was looked up.
+///
+/// From the lowest byte: bits of both, bits of the first, bits of the first's code, size of the first's value,
+/// advance of the first, advance of the second, value of the second (two bytes). 0 for a long code.
+#[derive(Clone, Copy)]
+pub(super) struct Pair(u64);
+
+impl Pair {
+    fn new(bits: usize, singles: &[Symbol; ENTRIES]) -> Self {
+        let first = singles[bits];
+        if first.code == 0 {
+            return Self(0);
+        }
+        let left = PEEK_BITS.saturating_sub(first.total());
+        let next = (bits << first.total().min(PEEK_BITS)) % ENTRIES;
+        let mut second = singles[next];
+        if first.advance == END_OF_BLOCK || second.code == 0 || second.total() > left {
+            second = Symbol::default();
+        }
+        let window = (next as u64) << (64 - PEEK_BITS) << second.code;
+        let value = extend(window, second.size) as i16 as u16;
+        let fields = [
+            first.total() + second.total(),
+            first.total(),
+            first.code,
+            first.size,
+            first.advance as u32,
+            second.advance as u32,
+        ];
+        let low = fields.iter().rev().fold(0, |entry, field| entry << 8 | u64::from(*field));
+        Self(low | u64::from(value) << 48)
+    }
+
+    #[inline(always)]
+    pub(super) fn is_long(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Bits of both symbols, in the low six.
+    #[inline(always)]
+    pub(super) fn total(self) -> u64 {
+        self.0
+    }
+
+    /// Bits of the first symbol, in the low six.
+    #[inline(always)]
+    pub(super) fn total_of_first(self) -> u64 {
+        self.0 >> 8
+    }
+
+    #[inline(always)]
+    pub(super) fn advance(self) -> usize {
+        (self.0 >> 32) as usize & 255
+    }
+
+    /// Value of the first symbol, which `window` begins with.
+    #[inline(always)]
+    pub(super) fn value(self, window: u64) -> i16 {
+        extend(window << (self.0 >> 16 & 63), (self.0 >> 24) as u32 & 63) as i16
+    }
+
+    /// 0 if there is no second.
+    #[inline(always)]
+    pub(super) fn advance_of_second(self) -> usize {
+        (self.0 >> 40) as usize & 255
+    }
+
+    #[inline(always)]
+    pub(super) fn value_of_second(self) -> i16 {
+        (self.0 >> 48) as i16
+    }
+}
+
+/// As many symbols as have their codes in a look-up, for blocks that only have to be passed over: bits in the
+/// low byte, advance in the next; 0 for a long code.
+fn passed_over(bits: usize, singles: &[Symbol; ENTRIES]) -> u16 {
+    let (mut total, mut advance) = (0, 0);
+    while total < PEEK_BITS {
+        let next = singles[(bits << total) % ENTRIES];
+        let ends = next.advance == END_OF_BLOCK;
+        // The last place that a block can have, so that the position before its end can be told from the sum.
+        if next.code == 0 || total + next.code > PEEK_BITS || !ends && advance + next.advance > 63 {
+            break;
+        }
+        total += next.total();
+        advance += next.advance;
+        if ends {
+            break;
+        }
+    }
+    (total | (advance as u32) << 8) as u16
+}
+
+/// Codes of the other coefficients.
+pub(super) struct Table {
+    canonical: Canonical,
+    pairs: Box<[Pair; ENTRIES]>,
+    passed_over: Box<[u16; ENTRIES]>,
+}
+
+impl Table {
+    pub(super) fn new(codes: &Codes) -> Option<Self> {
+        let canonical = Canonical::new(codes)?;
+        let singles = singles(codes, Symbol::other);
+        let mut pairs = Box::new([Pair(0); ENTRIES]);
+        let mut passed = Box::new([0; ENTRIES]);
+        for (bits, (pair, pass)) in pairs.iter_mut().zip(passed.iter_mut()).enumerate() {
+            *pair = Pair::new(bits, &singles);
+            *pass = passed_over(bits, &singles);
+        }
+        Some(Self { canonical, pairs, passed_over: passed })
+    }
+
+    #[inline(always)]
+    pub(super) fn pair(&self, bits: &Bits) -> Pair {
+        self.pairs[bits.peek(PEEK_BITS)]
+    }
+
+    /// Reads a symbol with a long code: its advance and value.
+    pub(super) fn long(&self, bits: &mut Bits) -> Result<(usize, i16), Damaged> {
+        let symbol = long(&self.canonical, bits, Symbol::other)?;
+        let value = extend(bits.window(), symbol.size);
+        bits.skip(symbol.size.into());
+        Ok((symbol.advance, value as i16))
+    }
+
+    /// Reads to the end of a block of which the coefficients up to `at` were read.
+    #[inline(always)]
+    pub(super) fn pass_over(&self, bits: &mut Bits, mut at: usize) -> Result<(), Damaged> {
+        while at < 63 {
+            bits.refill();
+            for _ in 0..2 {
+                let entry = usize::from(self.passed_over[bits.peek(PEEK_BITS)]);
+                let next = at + (entry >> 8);
+                if entry == 0 || next % END_OF_BLOCK >= 63 {
+                    // One by one: the block may be full before the last of these symbols, the rest of which
+                    // then belong to the next block.
+                    at += self.step(bits)?;
+                    break;
+                }
+                bits.skip(entry as u64);
+                at = next;
+                if at >= 63 {
+                    break;
+                }
+            }
+        }
+        if at == 63 || at >= END_OF_BLOCK { Ok(()) } else { Err(Damaged) }
+    }
+
+    /// Passes over one symbol.
+    #[cold]
+    #[inline(never)]
+    fn step(&self, bits: &mut Bits) -> Result<usize, Damaged> {
+        let pair = self.pair(bits);
+        if pair.is_long() {
+            return self.long(bits).map(|(advance, _)| advance);
+        }
+        bits.skip(pair.total_of_first());
+        Ok(pair.advance())
+    }
+}
+
+/// Reads a symbol bit by bit, up to its value.
+#[cold]
+#[inline(never)]
+fn long(canonical: &Canonical, bits: &mut Bits, meaning: fn(u32, u8) -> Option<Symbol>) -> Result<Symbol, Damaged> {
+    bits.refill();
+    let (length, symbol) = canonical.find(bits.peek(16) as u32).ok_or(Damaged)?;
+    bits.skip(length.into());
+    meaning(length, symbol).ok_or(Damaged)
+}
