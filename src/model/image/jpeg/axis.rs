@@ -14,7 +14,7 @@ use crate::model::network::Filter;
 pub(super) const LANES: usize = 8;
 
 /// An axis of a plane.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Geometry {
     /// Samples of the plane.
     pub(super) samples: usize,

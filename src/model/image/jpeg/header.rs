@@ -43,6 +43,13 @@ pub(super) struct Codes<'a> {
     pub(super) symbols: &'a [u8],
 }
 
+impl Codes<'_> {
+    /// What tells the table from others.
+    pub(super) fn key(&self) -> Vec<u8> {
+        [self.counts, self.symbols].concat()
+    }
+}
+
 /// Factors of a block's coefficients, in natural order.
 pub(super) type Factors = [[f32; 8]; 8];
 

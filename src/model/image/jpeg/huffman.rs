@@ -129,7 +129,8 @@ impl FirstTable {
         bits.refill();
         let entry = u64::from(self.entries[bits.peek(PEEK_BITS)]);
         if entry == 0 {
-            let symbol = long(&self.canonical, bits, Symbol::first)?;
+            let (after, symbol) = long(&self.canonical, bits.clone(), Symbol::first)?;
+            *bits = after;
             let value = extend(bits.window(), symbol.size);
             bits.skip(symbol.size.into());
             return Ok(value);
@@ -260,16 +261,20 @@ impl Table {
     }
 
     /// Reads a symbol with a long code: its advance and value.
-    pub(super) fn long(&self, bits: &mut Bits) -> Result<(usize, i16), Damaged> {
-        let symbol = long(&self.canonical, bits, Symbol::other)?;
+    #[cold]
+    #[inline(never)]
+    pub(super) fn long<'a>(&self, bits: Bits<'a>) -> Result<(Bits<'a>, usize, i16), Damaged> {
+        let (mut bits, symbol) = long(&self.canonical, bits, Symbol::other)?;
         let value = extend(bits.window(), symbol.size);
         bits.skip(symbol.size.into());
-        Ok((symbol.advance, value as i16))
+        Ok((bits, symbol.advance, value as i16))
     }
 
     /// Reads to the end of a block of which the coefficients up to `at` were read.
     #[inline(always)]
-    pub(super) fn pass_over(&self, bits: &mut Bits, mut at: usize) -> Result<(), Damaged> {
+    pub(super) fn pass_over(&self, reader: &mut Bits, mut at: usize) -> Result<(), Damaged> {
+        // A copy, whose address nobody takes, stays in registers.
+        let mut bits = reader.clone();
         while at < 63 {
             bits.refill();
             for _ in 0..2 {
@@ -278,7 +283,9 @@ impl Table {
                 if entry == 0 || next % END_OF_BLOCK >= 63 {
                     // One by one: the block may be full before the last of these symbols, the rest of which
                     // then belong to the next block.
-                    at += self.step(bits)?;
+                    let (after, advance) = self.step(bits)?;
+                    bits = after;
+                    at += advance;
                     break;
                 }
                 bits.skip(entry as u64);
@@ -288,28 +295,33 @@ impl Table {
                 }
             }
         }
+        *reader = bits;
         if at == 63 || at >= END_OF_BLOCK { Ok(()) } else { Err(Damaged) }
     }
 
-    /// Passes over one symbol.
+    /// Passes over one symbol; gives its advance.
     #[cold]
     #[inline(never)]
-    fn step(&self, bits: &mut Bits) -> Result<usize, Damaged> {
-        let pair = self.pair(bits);
+    fn step<'a>(&self, mut bits: Bits<'a>) -> Result<(Bits<'a>, usize), Damaged> {
+        let pair = self.pair(&bits);
         if pair.is_long() {
-            return self.long(bits).map(|(advance, _)| advance);
+            return self.long(bits).map(|(bits, advance, _)| (bits, advance));
         }
         bits.skip(pair.total_of_first());
-        Ok(pair.advance())
+        Ok((bits, pair.advance()))
     }
 }
 
 /// Reads a symbol bit by bit, up to its value.
 #[cold]
 #[inline(never)]
-fn long(canonical: &Canonical, bits: &mut Bits, meaning: fn(u32, u8) -> Option<Symbol>) -> Result<Symbol, Damaged> {
+fn long<'a>(
+    canonical: &Canonical,
+    mut bits: Bits<'a>,
+    meaning: fn(u32, u8) -> Option<Symbol>,
+) -> Result<(Bits<'a>, Symbol), Damaged> {
     bits.refill();
     let (length, symbol) = canonical.find(bits.peek(16) as u32).ok_or(Damaged)?;
     bits.skip(length.into());
-    meaning(length, symbol).ok_or(Damaged)
+    Ok((bits, meaning(length, symbol).ok_or(Damaged)?))
 }

@@ -11,15 +11,19 @@ mod bits;
 mod header;
 mod huffman;
 mod plane;
+mod recent;
 mod scan;
 
 use crate::model::kernels::pixels;
 use crate::model::network::Preprocessing;
 use axis::{Axis, Geometry, Transposed};
-use huffman::{FirstTable, Table};
+use header::Component;
+use huffman::{Damaged, FirstTable, Table};
 use image::metadata::Orientation;
 use plane::Plane;
+use recent::Recent;
 use scan::{Axes, Lane, Scan};
+use std::sync::Arc;
 
 /// A photo read as far as its header.
 pub(super) struct Jpeg<'a> {
@@ -31,11 +35,20 @@ pub(super) struct Buffers {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     planes: [Plane; 3],
+    known: Known,
+}
+
+/// What was worked out for recent photos.
+struct Known {
+    first_tables: Recent<Vec<u8>, FirstTable>,
+    tables: Recent<Vec<u8>, Table>,
+    axes: Recent<(Geometry, Geometry), Axes>,
 }
 
 impl Buffers {
     pub(super) fn new() -> Self {
-        Self { bytes: Vec::new(), ends: Vec::new(), planes: [Plane::new(), Plane::new(), Plane::new()] }
+        let known = Known { first_tables: Recent::new(), tables: Recent::new(), axes: Recent::new() };
+        Self { bytes: Vec::new(), ends: Vec::new(), planes: [Plane::new(), Plane::new(), Plane::new()], known }
     }
 }
 
@@ -59,52 +72,57 @@ impl<'a> Jpeg<'a> {
     /// the file than this decoder knows.
     pub(super) fn square(&self, preprocessing: &Preprocessing, buffers: &mut Buffers) -> Option<Vec<u8>> {
         let header = &self.header;
-        bits::unstuff(header.scan, &mut buffers.bytes, &mut buffers.ends)?;
+        let Buffers { bytes, ends, planes, known } = buffers;
+        bits::unstuff(header.scan, bytes, ends)?;
         let luma = header.components.first()?;
-        let axes = self.axes(preprocessing);
-        let tables = header.components.iter().map(|component| {
-            Some((FirstTable::new(&component.dc)?, Table::new(&component.ac)?))
+        let parts = header.components.iter().map(|component| {
+            let dc = known.first_tables.get(component.dc.key(), |_| FirstTable::new(&component.dc).ok_or(Damaged));
+            let ac = known.tables.get(component.ac.key(), |_| Table::new(&component.ac).ok_or(Damaged));
+            Ok((self.axes(component, preprocessing, &mut known.axes)?, dc?, ac?))
         });
-        let tables = tables.collect::<Option<Vec<_>>>()?;
+        let parts = parts.collect::<Result<Vec<_>, Damaged>>().ok()?;
         let mut lanes = Vec::with_capacity(3);
-        let parts = header.components.iter().zip(&axes).zip(&tables).zip(&mut buffers.planes);
-        for (((component, axes), (dc, ac)), plane) in parts {
+        for ((component, (axes, dc, ac)), plane) in header.components.iter().zip(&parts).zip(&mut *planes) {
             plane.reset(preprocessing.crop as usize);
             lanes.push(Lane { component, axes, dc, ac, plane, before: 0 });
         }
         let scan = Scan {
-            bytes: &buffers.bytes,
-            ends: &buffers.ends,
+            bytes,
+            ends,
             restart_interval: header.restart_interval,
             across: header.width.div_ceil(8 * luma.across),
             down: header.height.div_ceil(8 * luma.down),
             lanes,
         };
         pixels::run(scan).ok()?;
-        Some(pixels::run(Colours(&buffers.planes[..header.components.len()])))
+        Some(pixels::run(Colours(&planes[..header.components.len()])))
     }
 
-    /// The axes of each component.
-    fn axes(&self, preprocessing: &Preprocessing) -> Vec<Axes> {
+    /// The axes of a component.
+    fn axes(
+        &self,
+        component: &Component,
+        preprocessing: &Preprocessing,
+        known: &mut Recent<(Geometry, Geometry), Axes>,
+    ) -> Result<Arc<Axes>, Damaged> {
         let header = &self.header;
         let luma = &header.components[0];
-        let side = header.width.min(header.height) as f64 * f64::from(preprocessing.crop) / f64::from(preprocessing.resize);
-        let axis = |pixels: usize, ratio: usize| {
-            Axis::new(&Geometry {
-                samples: pixels.div_ceil(ratio),
-                pixels,
-                ratio,
-                start: (pixels as f64 - side) / 2.0,
-                side,
-                outputs: preprocessing.crop as usize,
-                filter: preprocessing.filter,
-            })
+        let short = header.width.min(header.height) as f64;
+        let side = short * f64::from(preprocessing.crop) / f64::from(preprocessing.resize);
+        let geometry = |pixels: usize, ratio: usize| Geometry {
+            samples: pixels.div_ceil(ratio),
+            pixels,
+            ratio,
+            start: (pixels as f64 - side) / 2.0,
+            side,
+            outputs: preprocessing.crop as usize,
+            filter: preprocessing.filter,
         };
-        let axes = |component: &header::Component| Axes {
-            rows: axis(header.height, luma.down / component.down),
-            columns: Transposed::new(axis(header.width, luma.across / component.across)),
-        };
-        header.components.iter().map(axes).collect()
+        let rows = geometry(header.height, luma.down / component.down);
+        let columns = geometry(header.width, luma.across / component.across);
+        known.get((rows, columns), |(rows, columns)| {
+            Ok(Axes { rows: Axis::new(rows), columns: Transposed::new(Axis::new(columns)) })
+        })
     }
 }
 

@@ -47,14 +47,14 @@ impl Plane {
     /// Adds a block whose last coefficient other than zero is on the given diagonal of the block.
     #[inline(always)]
     pub(super) fn add(&mut self, block: &Block, diagonal: usize, factors: &Factors, patch: &Patch) {
-        match patch.columns {
-            [columns] => self.add_chunks(block, diagonal, factors, patch, &[*columns]),
-            [left, right] => self.add_chunks(block, diagonal, factors, patch, &[*left, *right]),
-            many => {
-                for (at, columns) in many.iter().enumerate() {
-                    let patch = Patch { column: patch.column + at * LANES, ..*patch };
-                    self.add_chunks(block, diagonal, factors, &patch, &[*columns]);
-                }
+        if let [columns] = patch.columns {
+            self.add_chunks(block, diagonal, factors, patch, std::array::from_ref(columns));
+        } else if let Ok(columns) = <&[_; 2]>::try_from(patch.columns) {
+            self.add_chunks(block, diagonal, factors, patch, columns);
+        } else {
+            for (at, columns) in patch.columns.iter().enumerate() {
+                let patch = Patch { column: patch.column + at * LANES, ..*patch };
+                self.add_chunks(block, diagonal, factors, &patch, std::array::from_ref(columns));
             }
         }
     }
@@ -71,9 +71,7 @@ impl Plane {
         match diagonal {
             0 => self.add_corner::<CHUNKS, 1>(block, factors, patch, columns),
             1 => self.add_corner::<CHUNKS, 2>(block, factors, patch, columns),
-            2 => self.add_corner::<CHUNKS, 3>(block, factors, patch, columns),
-            3 => self.add_corner::<CHUNKS, 4>(block, factors, patch, columns),
-            4 | 5 => self.add_corner::<CHUNKS, 6>(block, factors, patch, columns),
+            2 | 3 => self.add_corner::<CHUNKS, 4>(block, factors, patch, columns),
             _ => self.add_corner::<CHUNKS, 8>(block, factors, patch, columns),
         }
     }
@@ -123,8 +121,7 @@ impl Plane {
 #[inline(always)]
 pub(super) fn colours(planes: &[Plane]) -> Vec<u8> {
     let side = planes.first().map_or(0, |luma| luma.side);
-    // Four bytes are written for each pixel, of which the next one overwrites the last.
-    let mut pixels = vec![0; side * side * 3 + 1];
+    let mut pixels = vec![0; side * side * 3];
     match planes {
         [luma, blue, red] => {
             let rows = luma.rows().zip(blue.rows()).zip(red.rows());
@@ -144,7 +141,6 @@ pub(super) fn colours(planes: &[Plane]) -> Vec<u8> {
         }
         [] => {}
     }
-    pixels.truncate(side * side * 3);
     pixels
 }
 
@@ -173,7 +169,13 @@ fn byte(value: f32) -> u32 {
 /// Writes pixels of three bytes as far as there is room.
 #[inline(always)]
 fn write(colours: &[u32; LANES], out: &mut [u8]) {
-    for (colour, pixel) in colours.iter().zip(out.chunks_exact_mut(3)) {
-        pixel.copy_from_slice(&colour.to_le_bytes()[..3]);
+    let mut bytes = [0; LANES * 3];
+    for (lane, colour) in colours.iter().enumerate() {
+        let [red, green, blue, _] = colour.to_le_bytes();
+        (bytes[lane * 3], bytes[lane * 3 + 1], bytes[lane * 3 + 2]) = (red, green, blue);
+    }
+    match <&mut [u8; LANES * 3]>::try_from(&mut *out) {
+        Ok(out) => *out = bytes,
+        Err(_) => out.copy_from_slice(&bytes[..out.len()]),
     }
 }

@@ -146,15 +146,18 @@ impl Lane<'_> {
 
 /// Reads all coefficients but the first; gives the position of the last in zigzag order.
 #[inline(always)]
-fn read_coefficients(table: &Table, bits: &mut Bits, block: &mut Block) -> Result<usize, Damaged> {
+fn read_coefficients(table: &Table, reader: &mut Bits, block: &mut Block) -> Result<usize, Damaged> {
     let natural = |position: usize| usize::from(ZIGZAG[position & 255]);
+    // A copy, whose address nobody takes, stays in registers.
+    let mut bits = reader.clone();
     let mut at = 0;
     'block: while at < 63 {
         bits.refill();
         for _ in 0..2 {
-            let pair = table.pair(bits);
+            let pair = table.pair(&bits);
             if pair.is_long() {
-                let (advance, value) = table.long(bits)?;
+                let (after, advance, value) = table.long(bits)?;
+                bits = after;
                 at += advance;
                 block[natural(at)] = value;
                 continue 'block;
@@ -178,6 +181,7 @@ fn read_coefficients(table: &Table, bits: &mut Bits, block: &mut Block) -> Resul
             }
         }
     }
+    *reader = bits;
     match at {
         63 => Ok(63),
         END_OF_BLOCK.. => Ok(at - END_OF_BLOCK),
