@@ -6,6 +6,7 @@
 //! **Invariant**: no buffer is allocated before the stated number of pixels was compared with the limit.
 mod jpeg;
 
+use crate::model::kernels::pixels::Instructions;
 use crate::model::network::{Filter, Preprocessing};
 use candle_core::{Device, Tensor};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
@@ -56,8 +57,7 @@ const BYTES_PER_PIXEL_MAX: u64 = 16;
 
 /// Decodes, turns, resizes, crops and normalises: a float32 tensor `[1, crop, crop, 3]`, red first.
 pub fn decode(bytes: &[u8], preprocessing: &Preprocessing, pixels_max: u64) -> Result<Tensor, DecodeError> {
-    let mut values: Vec<f32> =
-        pixels(bytes, preprocessing, pixels_max)?.into_iter().map(f32::from).collect();
+    let mut values: Vec<f32> = pixels(bytes, preprocessing, pixels_max)?.into_iter().map(f32::from).collect();
     for pixel in values.chunks_exact_mut(3) {
         for ((value, mean), deviation) in
             pixel.iter_mut().zip(preprocessing.mean).zip(preprocessing.deviation)
@@ -80,6 +80,7 @@ pub fn pixels(bytes: &[u8], preprocessing: &Preprocessing, pixels_max: u64) -> R
 /// A decoder that keeps its buffers from photo to photo.
 pub struct Decoder {
     buffers: jpeg::Buffers,
+    instructions: Instructions,
 }
 
 impl Default for Decoder {
@@ -92,7 +93,7 @@ impl Decoder {
     /// A decoder without buffers yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { buffers: jpeg::Buffers::new() }
+        Self { buffers: jpeg::Buffers::new(), instructions: Instructions::best() }
     }
 
     /// Decodes, turns, resizes and crops, as [`pixels`].
@@ -107,7 +108,7 @@ impl Decoder {
             u64::from(width) * u64::from(height) <= pixels_max
         });
         let square = read.and_then(|jpeg| {
-            let square = jpeg.square(preprocessing, &mut self.buffers)?;
+            let square = jpeg.square(preprocessing, &mut self.buffers, self.instructions)?;
             Some((square, jpeg.orientation()))
         });
         match square {

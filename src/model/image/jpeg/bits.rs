@@ -80,7 +80,11 @@ impl<'a> Bits<'a> {
     /// Makes at least 56 bits ready.
     #[inline(always)]
     pub(super) fn refill(&mut self) {
-        let next = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk).map_or(0, |eight| u64::from_be_bytes(*eight));
+        let next = self
+            .bytes
+            .get(self.at..)
+            .and_then(<[u8]>::first_chunk)
+            .map_or(0, |eight| u64::from_be_bytes(*eight));
         self.window |= next >> self.ready;
         self.at += (63 - self.ready as usize) >> 3;
         self.ready |= 56;
@@ -140,8 +144,19 @@ mod tests {
 
     #[test]
     fn stuffing_and_restart_markers_are_removed() {
-        assert_eq!(cleaned(b"a\xFF\x00b\xFF\xD0c\xFF\xD1\xFF\xFF\xD9 more"), Some((b"a\xFFbc".to_vec(), vec![3, 4, 4])));
-        for damaged in [&b""[..], b"a", b"a\xFF", b"a\xFF\x00", b"a\xFF\xD1b\xFF\xD9", b"a\xFF\xC4b\xFF\xD9", b"\xFF\xFF\x00\xFF\xD9"] {
+        assert_eq!(
+            cleaned(b"a\xFF\x00b\xFF\xD0c\xFF\xD1\xFF\xFF\xD9 more"),
+            Some((b"a\xFFbc".to_vec(), vec![3, 4, 4]))
+        );
+        for damaged in [
+            &b""[..],
+            b"a",
+            b"a\xFF",
+            b"a\xFF\x00",
+            b"a\xFF\xD1b\xFF\xD9",
+            b"a\xFF\xC4b\xFF\xD9",
+            b"\xFF\xFF\x00\xFF\xD9",
+        ] {
             assert_eq!(cleaned(damaged), None, "{damaged:?}");
         }
     }

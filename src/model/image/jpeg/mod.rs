@@ -8,13 +8,17 @@
 //! what is an error; memory grows with the file and the square, never with a stated size.
 mod axis;
 mod bits;
+#[cfg(test)]
+mod encoder;
 mod header;
 mod huffman;
 mod plane;
 mod recent;
 mod scan;
+#[cfg(test)]
+mod tests;
 
-use crate::model::kernels::pixels;
+use crate::model::kernels::pixels::{Instructions, Work};
 use crate::model::network::Preprocessing;
 use axis::{Axis, Geometry, Transposed};
 use header::Component;
@@ -48,7 +52,12 @@ struct Known {
 impl Buffers {
     pub(super) fn new() -> Self {
         let known = Known { first_tables: Recent::new(), tables: Recent::new(), axes: Recent::new() };
-        Self { bytes: Vec::new(), ends: Vec::new(), planes: [Plane::new(), Plane::new(), Plane::new()], known }
+        Self {
+            bytes: Vec::new(),
+            ends: Vec::new(),
+            planes: [Plane::new(), Plane::new(), Plane::new()],
+            known,
+        }
     }
 }
 
@@ -70,13 +79,19 @@ impl<'a> Jpeg<'a> {
 
     /// The square, not yet turned: 8-bit RGB, row by row. `None`: the pixels are damaged, or there is more to
     /// the file than this decoder knows.
-    pub(super) fn square(&self, preprocessing: &Preprocessing, buffers: &mut Buffers) -> Option<Vec<u8>> {
+    pub(super) fn square(
+        &self,
+        preprocessing: &Preprocessing,
+        buffers: &mut Buffers,
+        instructions: Instructions,
+    ) -> Option<Vec<u8>> {
         let header = &self.header;
         let Buffers { bytes, ends, planes, known } = buffers;
         bits::unstuff(header.scan, bytes, ends)?;
         let luma = header.components.first()?;
         let parts = header.components.iter().map(|component| {
-            let dc = known.first_tables.get(component.dc.key(), |_| FirstTable::new(&component.dc).ok_or(Damaged));
+            let dc =
+                known.first_tables.get(component.dc.key(), |_| FirstTable::new(&component.dc).ok_or(Damaged));
             let ac = known.tables.get(component.ac.key(), |_| Table::new(&component.ac).ok_or(Damaged));
             Ok((self.axes(component, preprocessing, &mut known.axes)?, dc?, ac?))
         });
@@ -94,8 +109,8 @@ impl<'a> Jpeg<'a> {
             down: header.height.div_ceil(8 * luma.down),
             lanes,
         };
-        pixels::run(scan).ok()?;
-        Some(pixels::run(Colours(&planes[..header.components.len()])))
+        instructions.run(scan).ok()?;
+        Some(instructions.run(Colours(&planes[..header.components.len()])))
     }
 
     /// The axes of a component.
@@ -129,7 +144,7 @@ impl<'a> Jpeg<'a> {
 /// The conversion to colours.
 struct Colours<'a>(&'a [Plane]);
 
-impl pixels::Work for Colours<'_> {
+impl Work for Colours<'_> {
     type Output = Vec<u8>;
 
     #[inline(always)]

@@ -130,9 +130,17 @@ impl Scan<'_> {
 
 impl Lane<'_> {
     #[inline(always)]
-    fn read_block(&mut self, bits: &mut Bits, block: &mut Block, row: usize, column: usize) -> Result<(), Damaged> {
+    fn read_block(
+        &mut self,
+        bits: &mut Bits,
+        block: &mut Block,
+        row: usize,
+        column: usize,
+    ) -> Result<(), Damaged> {
         self.before = self.before.wrapping_add(self.dc.read(bits)?);
-        let (Some(rows), Some((left, columns))) = (self.axes.rows.reach(row), self.axes.columns.reach(column)) else {
+        let (Some(rows), Some((left, columns))) =
+            (self.axes.rows.reach(row), self.axes.columns.reach(column))
+        else {
             return self.ac.pass_over(bits, 0);
         };
         block[0] = self.before as i16;
