@@ -13,6 +13,10 @@ use crate::model::network::Filter;
 /// Outputs that are computed together.
 pub(super) const LANES: usize = 8;
 
+/// Coefficients that add less than this share of what the first one does are left out. In a photo they are
+/// small themselves, so that together they are worth less than rounding to a byte.
+const SHARE_MIN: f32 = 0.08;
+
 /// An axis of a plane.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Geometry {
@@ -174,6 +178,13 @@ impl Axis {
     #[inline(always)]
     pub(super) fn reach(&self, block: usize) -> Option<&Reach> {
         self.reaches.get(block.wrapping_sub(self.first)).filter(|reach| reach.length > 0)
+    }
+
+    /// Number of coefficients that count: none after them does.
+    pub(super) fn coefficients(&self) -> usize {
+        let power = |at: usize| self.weights.iter().map(|weights| weights[at] * weights[at]).sum::<f32>();
+        let least = power(0) * SHARE_MIN * SHARE_MIN;
+        (1..8).rev().find(|at| power(*at) >= least).unwrap_or(0) + 1
     }
 
     /// The block after the last that is needed.

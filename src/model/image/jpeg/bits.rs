@@ -102,11 +102,12 @@ impl<'a> Bits<'a> {
         (self.window >> (64 - count)) as usize
     }
 
-    /// Goes on by the low six bits of `count`, which must be ready.
+    /// Goes on by the number of bits in the low byte of `count`, fewer than 64, which must be ready.
     #[inline(always)]
     pub(super) fn skip(&mut self, count: u64) {
-        self.window <<= count & 63;
-        self.ready = self.ready.wrapping_sub((count & 63) as u32);
+        // Two ways to take the number out of it: the shift, on which the next look-up waits, needs none.
+        self.window = self.window.wrapping_shl(count as u32);
+        self.ready = self.ready.wrapping_sub((count & 255) as u32);
     }
 
     /// Whether more bits were read than there are.

@@ -12,6 +12,9 @@ use super::header::Codes;
 /// Bits of a look-up. A longer one finds more, in a table that fills more of the cache.
 pub(super) const PEEK_BITS: u32 = 11;
 const ENTRIES: usize = 1 << PEEK_BITS;
+/// Bits of a look-up where the values do not matter.
+const PASS_BITS: u32 = 12;
+const PASS_ENTRIES: usize = 1 << PASS_BITS;
 
 /// What the end of a block advances by: past every coefficient, with the position before it still to be told.
 pub(super) const END_OF_BLOCK: usize = 128;
@@ -145,15 +148,19 @@ impl FirstTable {
 /// Up to two symbols. The value of the first is still in the bits, that of the second was looked up.
 ///
 /// From the lowest byte: bits of both, bits of the first, bits of the first's code, size of the first's value,
-/// advance of the first, advance of the second, value of the second (two bytes). 0 for a long code.
-#[derive(Clone, Copy)]
+/// advance of the first, advance of the second, value of the second (two bytes).
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pair(u64);
 
 impl Pair {
+    /// A code that is longer than a look-up. It advances past every coefficient, so that a single comparison
+    /// finds it together with the end of a block.
+    const LONG: Self = Self(64 << 32);
+
     fn new(bits: usize, singles: &[Symbol; ENTRIES]) -> Self {
         let first = singles[bits];
         if first.code == 0 {
-            return Self(0);
+            return Self::LONG;
         }
         let left = PEEK_BITS.saturating_sub(first.total());
         let next = (bits << first.total().min(PEEK_BITS)) % ENTRIES;
@@ -177,7 +184,7 @@ impl Pair {
 
     #[inline(always)]
     pub(super) fn is_long(self) -> bool {
-        self.0 == 0
+        self == Self::LONG
     }
 
     /// Bits of both symbols, in the low six.
@@ -219,11 +226,11 @@ impl Pair {
 /// low byte, advance in the next; 0 for a long code.
 fn passed_over(bits: usize, singles: &[Symbol; ENTRIES]) -> u16 {
     let (mut total, mut advance) = (0, 0);
-    while total < PEEK_BITS {
-        let next = singles[(bits << total) % ENTRIES];
+    while total < PASS_BITS {
+        let next = singles[(bits << total) % PASS_ENTRIES >> (PASS_BITS - PEEK_BITS)];
         let ends = next.advance == END_OF_BLOCK;
         // The last place that a block can have, so that the position before its end can be told from the sum.
-        if next.code == 0 || total + next.code > PEEK_BITS || !ends && advance + next.advance > 63 {
+        if next.code == 0 || total + next.code > PASS_BITS || !ends && advance + next.advance > 63 {
             break;
         }
         total += next.total();
@@ -239,17 +246,19 @@ fn passed_over(bits: usize, singles: &[Symbol; ENTRIES]) -> u16 {
 pub(super) struct Table {
     canonical: Canonical,
     pairs: Box<[Pair; ENTRIES]>,
-    passed_over: Box<[u16; ENTRIES]>,
+    passed_over: Box<[u16; PASS_ENTRIES]>,
 }
 
 impl Table {
     pub(super) fn new(codes: &Codes) -> Option<Self> {
         let canonical = Canonical::new(codes)?;
         let singles = singles(codes, Symbol::other);
-        let mut pairs = Box::new([Pair(0); ENTRIES]);
-        let mut passed = Box::new([0; ENTRIES]);
-        for (bits, (pair, pass)) in pairs.iter_mut().zip(passed.iter_mut()).enumerate() {
+        let mut pairs = Box::new([Pair::LONG; ENTRIES]);
+        for (bits, pair) in pairs.iter_mut().enumerate() {
             *pair = Pair::new(bits, &singles);
+        }
+        let mut passed = Box::new([0; PASS_ENTRIES]);
+        for (bits, pass) in passed.iter_mut().enumerate() {
             *pass = passed_over(bits, &singles);
         }
         Some(Self { canonical, pairs, passed_over: passed })
@@ -278,7 +287,7 @@ impl Table {
         while at < 63 {
             bits.refill();
             for _ in 0..2 {
-                let entry = usize::from(self.passed_over[bits.peek(PEEK_BITS)]);
+                let entry = usize::from(self.passed_over[bits.peek(PASS_BITS)]);
                 let next = at + (entry >> 8);
                 if entry == 0 || next % END_OF_BLOCK >= 63 {
                     // One by one: the block may be full before the last of these symbols, the rest of which

@@ -20,7 +20,7 @@ mod tests;
 
 use crate::model::kernels::pixels::{Instructions, Work};
 use crate::model::network::Preprocessing;
-use axis::{Axis, Geometry, Transposed};
+use axis::Geometry;
 use header::Component;
 use huffman::{Damaged, FirstTable, Table};
 use image::metadata::Orientation;
@@ -135,9 +135,7 @@ impl<'a> Jpeg<'a> {
         };
         let rows = geometry(header.height, luma.down / component.down);
         let columns = geometry(header.width, luma.across / component.across);
-        known.get((rows, columns), |(rows, columns)| {
-            Ok(Axes { rows: Axis::new(rows), columns: Transposed::new(Axis::new(columns)) })
-        })
+        known.get((rows, columns), |(rows, columns)| Ok(Axes::new(rows, columns)))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! **Invariant**: blocks that the square does not need are only passed over, and reading ends with the last one
 //! that it needs.
-use super::axis::{Axis, Transposed};
+use super::axis::{Axis, Geometry, Transposed};
 use super::bits::Bits;
 use super::header::{Component, ZIGZAG};
 use super::huffman::{Damaged, END_OF_BLOCK, FirstTable, Table};
@@ -27,6 +27,24 @@ const fn diagonals() -> [u8; 64] {
 pub(super) struct Axes {
     pub(super) rows: Axis,
     pub(super) columns: Transposed,
+    /// Position of the last coefficient that counts, in zigzag order.
+    last: usize,
+    /// The diagonal that none beyond counts.
+    diagonal: usize,
+}
+
+impl Axes {
+    pub(super) fn new(rows: &Geometry, columns: &Geometry) -> Self {
+        let (rows, columns) = (Axis::new(rows), Axis::new(columns));
+        let counts = |at: &usize| {
+            let natural = usize::from(ZIGZAG[*at]);
+            natural / 8 < rows.coefficients() && natural % 8 < columns.coefficients()
+        };
+        let last = (0..64).rev().find(counts).unwrap_or(0);
+        let diagonal = rows.coefficients().max(columns.coefficients()) - 1;
+        let columns = Transposed::new(columns);
+        Self { rows, columns, last, diagonal }
+    }
 }
 
 /// What is read of a component and where it goes.
@@ -144,55 +162,66 @@ impl Lane<'_> {
             return self.ac.pass_over(bits, 0);
         };
         block[0] = self.before as i16;
-        let last = read_coefficients(self.ac, bits, block)?;
+        let last = read_coefficients(self.ac, bits, self.axes.last, block)?;
+        let diagonal = usize::from(DIAGONALS[last & 63]).min(self.axes.diagonal);
         let patch = Patch { row: rows.start, rows: self.axes.rows.weights(rows), column: left, columns };
-        self.plane.add(block, DIAGONALS[last & 63].into(), &self.component.factors, &patch);
+        self.plane.add(block, diagonal, &self.component.factors, &patch);
         block[..64].fill(0);
         Ok(())
     }
 }
 
-/// Reads all coefficients but the first; gives the position of the last in zigzag order.
+/// Reads the coefficients from the second to that at `limit` in zigzag order and passes over the rest; gives
+/// the position of the last that was read.
 #[inline(always)]
-fn read_coefficients(table: &Table, reader: &mut Bits, block: &mut Block) -> Result<usize, Damaged> {
+fn read_coefficients(
+    table: &Table,
+    reader: &mut Bits,
+    limit: usize,
+    block: &mut Block,
+) -> Result<usize, Damaged> {
     let natural = |position: usize| usize::from(ZIGZAG[position & 255]);
     // A copy, whose address nobody takes, stays in registers.
     let mut bits = reader.clone();
     let mut at = 0;
-    'block: while at < 63 {
+    'block: while at < limit {
         bits.refill();
         for _ in 0..2 {
             let pair = table.pair(&bits);
-            if pair.is_long() {
-                let (after, advance, value) = table.long(bits)?;
-                bits = after;
-                at += advance;
-                block[natural(at)] = value;
-                continue 'block;
-            }
             let first = at + pair.advance();
             let value = pair.value(bits.window());
-            if first >= 63 {
-                // The block ends here: what was taken for a second symbol belongs to the next.
-                block[natural(first)] = value;
-                bits.skip(pair.total_of_first());
-                at = first;
-                break 'block;
+            at = first + pair.advance_of_second();
+            if at >= limit {
+                // Among the last ones, or all that is not usual.
+                if pair.is_long() {
+                    let (after, advance, value) = table.long(bits)?;
+                    bits = after;
+                    at = first - pair.advance() + advance;
+                    block[natural(at)] = value;
+                    continue 'block;
+                }
+                if first >= 63 {
+                    // The block ends here: what was taken for a second symbol belongs to the next.
+                    block[natural(first)] = value;
+                    bits.skip(pair.total_of_first());
+                    at = first;
+                    break 'block;
+                }
             }
             bits.skip(pair.total());
-            at = first + pair.advance_of_second();
             // Without a second this writes where the first is written next.
             block[natural(at)] = pair.value_of_second();
             block[natural(first)] = value;
-            if at >= 63 {
+            if at >= limit {
                 break 'block;
             }
         }
     }
     *reader = bits;
     match at {
-        63 => Ok(63),
         END_OF_BLOCK.. => Ok(at - END_OF_BLOCK),
-        _ => Err(Damaged),
+        63 => Ok(63),
+        64.. => Err(Damaged),
+        _ => table.pass_over(reader, at).map(|()| at),
     }
 }
