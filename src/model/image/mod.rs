@@ -3,6 +3,9 @@
 //! JPEG, PNG, WebP, GIF (first frame) and BMP, of any colour type, become 8-bit RGB. Transparent pixels are
 //! blended onto white, the page that most such images are drawn for. EXIF orientation is applied.
 //!
+//! Nearly every photo is a baseline JPEG, which [`jpeg`] turns into the square without making the full picture.
+//! All else, and every damaged file, takes the [`plain`] path, which alone decides what is refused and why.
+//!
 //! **Invariant**: no buffer is allocated before the stated number of pixels was compared with the limit.
 mod jpeg;
 
@@ -77,7 +80,9 @@ pub fn pixels(bytes: &[u8], preprocessing: &Preprocessing, pixels_max: u64) -> R
     Decoder::new().pixels(bytes, preprocessing, pixels_max)
 }
 
-/// A decoder that keeps its buffers from photo to photo.
+/// A decoder that keeps its buffers from photo to photo: one for each worker thread.
+///
+/// It holds as many bytes as the largest photo that it was given, and three planes of the square.
 pub struct Decoder {
     buffers: jpeg::Buffers,
     instructions: Instructions,
