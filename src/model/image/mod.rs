@@ -120,7 +120,7 @@ impl Decoder {
             Some((square, Orientation::NoTransforms)) => Ok(square),
             Some((square, orientation)) => {
                 let square = RgbImage::from_raw(preprocessing.crop, preprocessing.crop, square);
-                turned(square.ok_or_else(lost)?.into(), orientation)
+                Ok(turned(square.ok_or_else(lost)?.into(), orientation))
             }
             None => plain(bytes, preprocessing, pixels_max),
         }
@@ -130,14 +130,14 @@ impl Decoder {
 /// The path of every format: all pixels, then the square.
 pub fn plain(bytes: &[u8], preprocessing: &Preprocessing, pixels_max: u64) -> Result<Vec<u8>, DecodeError> {
     let (image, orientation) = read(bytes, pixels_max)?;
-    turned(resize(&image, preprocessing)?, orientation)
+    Ok(turned(resize(&image, preprocessing)?, orientation))
 }
 
 /// The pixels of the turned square. The crop is square and centred, so that turning it equals turning the
 /// photo, at a fraction of the cost.
-fn turned(mut square: DynamicImage, orientation: Orientation) -> Result<Vec<u8>, DecodeError> {
+fn turned(mut square: DynamicImage, orientation: Orientation) -> Vec<u8> {
     square.apply_orientation(orientation);
-    Ok(square.into_rgb8().into_raw())
+    square.into_rgb8().into_raw()
 }
 
 fn lost() -> DecodeError {

@@ -7,6 +7,7 @@
 //! them, and a [`Work`] gives the same bits with all of them: its floats are multiplied and added one by one,
 //! never fused.
 #![allow(unsafe_code)]
+#![cfg_attr(test, allow(clippy::inline_always))] // as `Work::run` asks for
 
 /// Work to be compiled once for each set of instructions.
 pub trait Work {

@@ -87,7 +87,7 @@ impl<'a> Bits<'a> {
             .map_or(0, |eight| u64::from_be_bytes(*eight));
         self.window |= next >> self.ready;
         self.at += (63 - self.ready as usize) >> 3;
-        self.ready |= 56;
+        self.ready |= 0x38; // 56
     }
 
     /// The next bits, the first one in the highest place.

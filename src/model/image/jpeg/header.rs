@@ -111,7 +111,7 @@ fn take<'a, const N: usize>(bytes: &mut &'a [u8]) -> Option<&'a [u8; N]> {
     Some(taken)
 }
 
-/// Reads the segments up to the first scan. `None`: not a baseline JPEG of grey or Y'CbCr in a single scan, or
+/// Reads the segments up to the first scan. `None`: not a baseline JPEG of grey or `YCbCr` in a single scan, or
 /// a damaged one.
 pub(super) fn read(file: &[u8]) -> Option<Header<'_>> {
     let mut rest = file.strip_prefix(&[0xFF, 0xD8])?;

@@ -23,36 +23,49 @@ pub(super) const END_OF_BLOCK: usize = 128;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Damaged;
 
-/// A symbol with its value.
+/// A symbol with its value. Small, as there are many of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Symbol {
-    /// Bits of the code; 0: no symbol.
-    code: u32,
-    /// Bits of the value.
-    size: u32,
-    /// Coefficients to go on by.
-    advance: usize,
+    code: u8,
+    size: u8,
+    advance: u8,
 }
 
 impl Symbol {
     /// The meaning of a symbol of a table for first coefficients: the size of the difference.
-    fn first(code: u32, symbol: u8) -> Option<Self> {
-        (symbol < 16).then_some(Self { code, size: symbol.into(), advance: 0 })
+    fn first(code: u8, symbol: u8) -> Option<Self> {
+        (symbol < 16).then_some(Self { code, size: symbol, advance: 0 })
     }
 
     /// The meaning of a symbol of a table for the other coefficients.
-    fn other(code: u32, symbol: u8) -> Option<Self> {
-        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+    fn other(code: u8, symbol: u8) -> Option<Self> {
+        let (run, size) = (symbol >> 4, symbol & 15);
         let advance = match (run, size) {
-            (0, 0) => END_OF_BLOCK,
+            (0, 0) => END_OF_BLOCK as u8,
             (15, _) | (_, 1..) => run + 1,
             _ => return None,
         };
         Some(Self { code, size, advance })
     }
 
+    /// Bits of the code; 0: no symbol.
+    fn code(self) -> u32 {
+        self.code.into()
+    }
+
+    /// Bits of the value.
+    fn size(self) -> u32 {
+        self.size.into()
+    }
+
+    /// Bits of both.
     fn total(self) -> u32 {
-        self.code + self.size
+        self.code() + self.size()
+    }
+
+    /// Coefficients to go on by.
+    fn advance(self) -> usize {
+        self.advance.into()
     }
 }
 
@@ -61,7 +74,7 @@ struct Canonical {
     /// By length: how many 16-bit words begin with a code of this length or a shorter one.
     limits: [u32; 17],
     /// By length: what to subtract from a code to get its place among the symbols.
-    bases: [i32; 17],
+    bases: [u32; 17],
     symbols: [u8; 256],
 }
 
@@ -71,7 +84,7 @@ impl Canonical {
         canonical.symbols.get_mut(..codes.symbols.len())?.copy_from_slice(codes.symbols);
         let (mut code, mut place) = (0_u32, 0_u32);
         for (length, count) in (1..).zip(codes.counts) {
-            canonical.bases[length] = code as i32 - place as i32;
+            canonical.bases[length] = code.wrapping_sub(place);
             code += u32::from(*count);
             place += u32::from(*count);
             if code > 1 << length {
@@ -84,21 +97,21 @@ impl Canonical {
     }
 
     /// Length and symbol of the code that `word`, 16 bits, begins with.
-    fn find(&self, word: u32) -> Option<(u32, u8)> {
+    fn find(&self, word: u32) -> Option<(u8, u8)> {
         let length = (1..17).find(|length| word < self.limits[*length])?;
-        let place = (word >> (16 - length)) as i32 - self.bases[length];
-        Some((length as u32, self.symbols[usize::try_from(place).ok()? & 255]))
+        let place = (word >> (16 - length)).wrapping_sub(self.bases[length]);
+        Some((length as u8, self.symbols[place as usize & 255]))
     }
 }
 
 /// The symbols that [`PEEK_BITS`] begin with, one for each look-up.
-fn singles(codes: &Codes, meaning: fn(u32, u8) -> Option<Symbol>) -> Box<[Symbol; ENTRIES]> {
+fn singles(codes: &Codes, meaning: fn(u8, u8) -> Option<Symbol>) -> Box<[Symbol; ENTRIES]> {
     let mut singles = Box::new([Symbol::default(); ENTRIES]);
     let (mut at, mut place) = (0, 0);
     for (length, count) in (1..=PEEK_BITS).zip(codes.counts) {
         for symbol in &codes.symbols[place..place + usize::from(*count)] {
             let end = at + (1 << (PEEK_BITS - length));
-            if let (Some(meant), Some(same)) = (meaning(length, *symbol), singles.get_mut(at..end)) {
+            if let (Some(meant), Some(same)) = (meaning(length as u8, *symbol), singles.get_mut(at..end)) {
                 same.fill(meant);
             }
             at = end;
@@ -121,7 +134,7 @@ impl FirstTable {
         let singles = singles(codes, Symbol::first);
         let mut entries = Box::new([0; ENTRIES]);
         for (entry, symbol) in entries.iter_mut().zip(&*singles) {
-            *entry = (symbol.total() | symbol.code << 8) as u16;
+            *entry = (symbol.total() | symbol.code() << 8) as u16;
         }
         Some(Self { canonical, entries })
     }
@@ -134,8 +147,8 @@ impl FirstTable {
         if entry == 0 {
             let (after, symbol) = long(&self.canonical, bits.clone(), Symbol::first)?;
             *bits = after;
-            let value = extend(bits.window(), symbol.size);
-            bits.skip(symbol.size.into());
+            let value = extend(bits.window(), symbol.size());
+            bits.skip(symbol.size().into());
             return Ok(value);
         }
         let code = (entry >> 8) as u32;
@@ -159,24 +172,24 @@ impl Pair {
 
     fn new(bits: usize, singles: &[Symbol; ENTRIES]) -> Self {
         let first = singles[bits];
-        if first.code == 0 {
+        if first.code() == 0 {
             return Self::LONG;
         }
         let left = PEEK_BITS.saturating_sub(first.total());
         let next = (bits << first.total().min(PEEK_BITS)) % ENTRIES;
         let mut second = singles[next];
-        if first.advance == END_OF_BLOCK || second.code == 0 || second.total() > left {
+        if first.advance() == END_OF_BLOCK || second.code() == 0 || second.total() > left {
             second = Symbol::default();
         }
-        let window = (next as u64) << (64 - PEEK_BITS) << second.code;
-        let value = extend(window, second.size) as i16 as u16;
+        let window = (next as u64) << (64 - PEEK_BITS) << second.code();
+        let value = extend(window, second.size()) as i16 as u16;
         let fields = [
             first.total() + second.total(),
             first.total(),
-            first.code,
-            first.size,
-            first.advance as u32,
-            second.advance as u32,
+            first.code(),
+            first.size(),
+            first.advance() as u32,
+            second.advance() as u32,
         ];
         let low = fields.iter().rev().fold(0, |entry, field| entry << 8 | u64::from(*field));
         Self(low | u64::from(value) << 48)
@@ -227,14 +240,14 @@ impl Pair {
 fn passed_over(bits: usize, singles: &[Symbol; ENTRIES]) -> u16 {
     let (mut total, mut advance) = (0, 0);
     while total < PASS_BITS {
-        let next = singles[(bits << total) % PASS_ENTRIES >> (PASS_BITS - PEEK_BITS)];
-        let ends = next.advance == END_OF_BLOCK;
+        let next = singles[((bits << total) % PASS_ENTRIES) >> (PASS_BITS - PEEK_BITS)];
+        let ends = next.advance() == END_OF_BLOCK;
         // The last place that a block can have, so that the position before its end can be told from the sum.
-        if next.code == 0 || total + next.code > PASS_BITS || !ends && advance + next.advance > 63 {
+        if next.code() == 0 || total + next.code() > PASS_BITS || !ends && advance + next.advance() > 63 {
             break;
         }
         total += next.total();
-        advance += next.advance;
+        advance += next.advance();
         if ends {
             break;
         }
@@ -274,9 +287,9 @@ impl Table {
     #[inline(never)]
     pub(super) fn long<'a>(&self, bits: Bits<'a>) -> Result<(Bits<'a>, usize, i16), Damaged> {
         let (mut bits, symbol) = long(&self.canonical, bits, Symbol::other)?;
-        let value = extend(bits.window(), symbol.size);
-        bits.skip(symbol.size.into());
-        Ok((bits, symbol.advance, value as i16))
+        let value = extend(bits.window(), symbol.size());
+        bits.skip(symbol.size().into());
+        Ok((bits, symbol.advance(), value as i16))
     }
 
     /// Reads to the end of a block of which the coefficients up to `at` were read.
@@ -327,7 +340,7 @@ impl Table {
 fn long<'a>(
     canonical: &Canonical,
     mut bits: Bits<'a>,
-    meaning: fn(u32, u8) -> Option<Symbol>,
+    meaning: fn(u8, u8) -> Option<Symbol>,
 ) -> Result<(Bits<'a>, Symbol), Damaged> {
     bits.refill();
     let (length, symbol) = canonical.find(bits.peek(16) as u32).ok_or(Damaged)?;

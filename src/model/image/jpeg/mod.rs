@@ -1,11 +1,12 @@
 //! JPEG straight to the square that the network sees.
 //!
 //! Reads what nearly every photo is: baseline or extended sequential JPEG, 8 bits, Huffman-coded, grey or
-//! Y'CbCr, any sampling, one scan. Blocks outside the crop are passed over; those inside are added to the
+//! `YCbCr`, any sampling, one scan. Blocks outside the crop are passed over; those inside are added to the
 //! square as what they contribute to its pixels ([`axis`]), so that the full picture never exists.
 //!
 //! **Invariant**: a file that is not certain to be read right is left to the plain path, which alone decides
 //! what is an error; memory grows with the file and the square, never with a stated size.
+#![allow(clippy::inline_always)] // what is not inlined is not compiled for the wider instructions
 mod axis;
 mod bits;
 #[cfg(test)]

@@ -144,7 +144,7 @@ pub(super) fn colours(planes: &[Plane]) -> Vec<u8> {
     pixels
 }
 
-/// Y'CbCr around 0 to RGB (ITU-T T.871), red in the lowest byte.
+/// `YCbCr` around 0 to RGB (ITU-T T.871), red in the lowest byte.
 #[inline(always)]
 fn coloured(luma: &[f32; LANES], blue: &[f32; LANES], red: &[f32; LANES]) -> [u32; LANES] {
     let mut colours = [0; LANES];

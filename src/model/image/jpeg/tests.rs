@@ -196,7 +196,7 @@ proptest! {
         strength in 1_u32..80,
     ) {
         let noise = |component: usize, x: usize, y: usize| {
-            let mut state = (component * 40 + y) as u32 * 40 + x as u32 ^ seed;
+            let mut state = ((component * 40 + y) * 40 + x) as u32 ^ seed;
             for _ in 0..3 {
                 state = (state ^ state >> 15).wrapping_mul(0x2C1B_3C6D);
             }
