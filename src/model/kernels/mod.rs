@@ -2,8 +2,8 @@
 //! run them strip by strip, and the candle operations that carry them.
 //!
 //! [`isa`] says what the CPU has; `precision` what float32, bfloat16 and int8 layers have in common; `float`
-//! holds the float32 layers over the vectors of `simd`, `byte` the int8 ones; `block` and `head` put layers together; `ops`
-//! makes candle operations of them; [`scalar`] is the reference that all are compared with.
+//! holds the float32 layers over the vectors of `simd`, `byte` the int8 ones; `block` and `head` put
+//! layers together; `ops` makes candle operations of them; [`pixels`] is for decoding photos; [`scalar`] is the reference that all are compared with.
 //!
 //! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; `unsafe`
 //! lives below this module only.
@@ -19,6 +19,7 @@ pub mod isa;
 pub(in crate::model) mod matrix;
 mod memory;
 pub(in crate::model) mod ops;
+pub mod pixels;
 pub(in crate::model) mod precision;
 pub mod scalar;
 mod simd;

@@ -57,6 +57,9 @@ impl Float {
     }
 
     /// Logits of one image, `[height, width, 3]` bytes in the network's size, red first.
+    ///
+    /// # Panics
+    /// If the number of bytes is another.
     pub fn logits(&self, pixels: &[u8], observe: &mut dyn FnMut(Activation)) -> Vec<f32> {
         let mut see = |index, channels, values: &[f32]| observe(Activation { index, channels, values });
         let normal = normalise(self.network, pixels);
@@ -110,7 +113,9 @@ impl Float {
             *value += added;
         }
         if convolution.activation {
-            output.iter_mut().for_each(|value| *value = relu6(*value));
+            for value in &mut output {
+                *value = relu6(*value);
+            }
         }
         (output, window.output_height)
     }

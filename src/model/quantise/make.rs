@@ -94,6 +94,9 @@ struct Source<'a> {
 
 impl Quantised {
     /// Makes the integers of `network` from its folded float tensors and what its activations were on photos.
+    ///
+    /// # Panics
+    /// If the statistics are of another network.
     pub fn new(
         network: &'static Network,
         tensors: &Tensors,

@@ -7,7 +7,7 @@ fn blank(network: &'static Network) -> Quantised {
     let plan = network.plan();
     let layer = |output: usize, shape: &[usize]| Layer {
         weight: (0..shape.iter().product())
-            .map(|at: usize| (at % 255) as u8 as i8)
+            .map(|at: usize| ((at % 255) as u8).cast_signed())
             .map(|w| w.max(-127))
             .collect(),
         multiplier: (0..output).map(|at| 1e-3 * (at + 1) as f32).collect(),
@@ -77,11 +77,7 @@ fn headers_that_are_wrong_are_named() {
         "lacks the tensor _conv_stem.weight",
     );
     says("features.0.0.offset", "features.0.0.other", "lacks the tensor features.0.0.offset of shape [32]");
-    says(
-        r#"[1000,1280]"#,
-        r#"[1280,1000]"#,
-        "classifier.1.weight is I8 [1280, 1000], expected I8 [1000, 1280]",
-    );
+    says("[1000,1280]", "[1280,1000]", "classifier.1.weight is I8 [1280, 1000], expected I8 [1000, 1280]");
     assert!(!is_quantised(b"garbage"));
 }
 

@@ -3,7 +3,13 @@
 //! JPEG, PNG, WebP, GIF (first frame) and BMP, of any colour type, become 8-bit RGB. Transparent pixels are
 //! blended onto white, the page that most such images are drawn for. EXIF orientation is applied.
 //!
+//! Nearly every photo is a baseline JPEG, which [`jpeg`] turns into the square without making the full picture.
+//! All else, and every damaged file, takes the [`plain`] path, which alone decides what is refused and why.
+//!
 //! **Invariant**: no buffer is allocated before the stated number of pixels was compared with the limit.
+mod jpeg;
+
+use crate::model::kernels::pixels::Instructions;
 use crate::model::network::{Filter, Preprocessing};
 use candle_core::{Device, Tensor};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
@@ -54,13 +60,80 @@ const BYTES_PER_PIXEL_MAX: u64 = 16;
 
 /// Decodes, turns, resizes and crops: bytes `[1, crop, crop, 3]`, red first.
 pub fn decode(bytes: &[u8], preprocessing: &Preprocessing, pixels_max: u64) -> Result<Tensor, DecodeError> {
-    let (image, orientation) = read(bytes, pixels_max)?;
-    let mut square = resize(&image, preprocessing)?;
-    // The crop is square and centred, so that turning it equals turning the photo, at a fraction of the cost.
-    square.apply_orientation(orientation);
     let side = preprocessing.crop as usize;
-    Tensor::from_vec(square.into_rgb8().into_raw(), (1, side, side, 3), &Device::Cpu)
+    Tensor::from_vec(pixels(bytes, preprocessing, pixels_max)?, (1, side, side, 3), &Device::Cpu)
         .map_err(|error| DecodeError::Corrupt(error.to_string()))
+}
+
+/// Decodes, turns, resizes and crops: 8-bit pixels, `crop * crop * 3` bytes, row by row, red first.
+///
+/// A [`Decoder`] does the same without allocating its buffers anew for every photo.
+pub fn pixels(bytes: &[u8], preprocessing: &Preprocessing, pixels_max: u64) -> Result<Vec<u8>, DecodeError> {
+    Decoder::new().pixels(bytes, preprocessing, pixels_max)
+}
+
+/// A decoder that keeps its buffers from photo to photo: one for each worker thread.
+///
+/// It holds as many bytes as the largest photo that it was given, and three planes of the square.
+pub struct Decoder {
+    buffers: jpeg::Buffers,
+    instructions: Instructions,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Decoder {
+    /// A decoder without buffers yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { buffers: jpeg::Buffers::new(), instructions: Instructions::best() }
+    }
+
+    /// Decodes, turns, resizes and crops, as [`pixels`].
+    pub fn pixels(
+        &mut self,
+        bytes: &[u8],
+        preprocessing: &Preprocessing,
+        pixels_max: u64,
+    ) -> Result<Vec<u8>, DecodeError> {
+        let read = jpeg::Jpeg::read(bytes).filter(|jpeg| {
+            let (width, height) = jpeg.dimensions();
+            u64::from(width) * u64::from(height) <= pixels_max
+        });
+        let square = read.and_then(|jpeg| {
+            let square = jpeg.square(preprocessing, &mut self.buffers, self.instructions)?;
+            Some((square, jpeg.orientation()))
+        });
+        match square {
+            Some((square, Orientation::NoTransforms)) => Ok(square),
+            Some((square, orientation)) => {
+                let square = RgbImage::from_raw(preprocessing.crop, preprocessing.crop, square);
+                Ok(turned(square.ok_or_else(lost)?.into(), orientation))
+            }
+            None => plain(bytes, preprocessing, pixels_max),
+        }
+    }
+}
+
+/// The path of every format: all pixels, then the square.
+pub fn plain(bytes: &[u8], preprocessing: &Preprocessing, pixels_max: u64) -> Result<Vec<u8>, DecodeError> {
+    let (image, orientation) = read(bytes, pixels_max)?;
+    Ok(turned(resize(&image, preprocessing)?, orientation))
+}
+
+/// The pixels of the turned square. The crop is square and centred, so that turning it equals turning the
+/// photo, at a fraction of the cost.
+fn turned(mut square: DynamicImage, orientation: Orientation) -> Vec<u8> {
+    square.apply_orientation(orientation);
+    square.into_rgb8().into_raw()
+}
+
+fn lost() -> DecodeError {
+    DecodeError::Corrupt("resizing lost pixels".to_owned())
 }
 
 /// Reads the pixels and how they are to be turned.
@@ -161,7 +234,7 @@ fn resize(image: &DynamicImage, preprocessing: &Preprocessing) -> Result<Dynamic
     let bytes = square.pixels().iter().flat_map(|pixel| pixel.0).collect();
     RgbImage::from_raw(preprocessing.crop, preprocessing.crop, bytes)
         .map(DynamicImage::ImageRgb8)
-        .ok_or_else(|| DecodeError::Corrupt("resizing lost pixels".to_owned()))
+        .ok_or_else(lost)
 }
 
 /// Blends RGBA pixels onto white.
