@@ -36,11 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=30, help="turns of each engine in each column (%(default)s)")
     parser.add_argument("--turn-ms", type=float, default=60, help="length of a turn, milliseconds (%(default)s)")
     parser.add_argument("--cores", default="", help="cores to pin to, as 0,1; one thread runs on the first")
-    parser.add_argument("--network", choices=prepare.NETWORKS, help="default: mobilenet_v2 if its weights are here")
-    parser.add_argument("--weights", type=Path, help="folded weights, safetensors")
-    parser.add_argument("--skip-install", action="store_true", help="use the environment and models as they are")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
-    parser.add_argument("--markdown", type=Path, help="also write the table as Markdown to this file")
+    prepare.add_flags(parser)
     args = parser.parse_args()
     if not 1 <= args.rounds <= ROUNDS_MAX or args.turn_ms <= 0:
         parser.error(f"--rounds must be from 1 to {ROUNDS_MAX}, --turn-ms more than 0")
@@ -52,13 +48,17 @@ def arguments() -> argparse.Namespace:
 
 def engines(names: list[str]) -> list[Engine]:
     """The commands of the engines asked for; only what they need is built."""
-    commands: dict[str, list[str]] = {}
-    if set(names) & set(OWN):
-        commands |= dict.fromkeys(OWN, [str(prepare.build_bench("engine"))])
-    if set(names) & set(RUST):
-        commands |= dict.fromkeys(RUST, [str(prepare.build_rust_peers())])
-    commands |= dict.fromkeys(PYTHON, [str(prepare.PYTHON), str(prepare.HERE / "engines.py")])
-    return [Engine(name, [*commands[name], name]) for name in names]
+    own = prepare.build_bench("engine") if set(names) & set(OWN) else Path()
+    rust = prepare.build_rust_peers() if set(names) & set(RUST) else Path()
+
+    def command(name: str) -> list[str]:
+        if name in OWN:
+            return [str(own), name]
+        if name in RUST:
+            return [str(rust), name]
+        return [str(prepare.PYTHON), str(prepare.HERE / "engines.py"), name]
+
+    return [Engine(name, command(name)) for name in names]
 
 
 def explain(results: list[Result]) -> None:

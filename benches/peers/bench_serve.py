@@ -257,9 +257,8 @@ def resident_mb(pid: int) -> float | None:
     return int(fields["VmRSS"].split()[0]) * 1024 / 1e6
 
 
-HEADER = [
-    "service", "requests/s", "p50 ms", "p99 ms", "one by one ms", "start ms", "resident MB", *(f"× {name}" for name in PYTHON),
-]  # fmt: skip
+HEADER = ["service", "requests/s", "p50 ms", "p99 ms", "one by one ms", "start ms", "resident MB"]
+HEADER += [f"× {name}" for name in PYTHON]
 
 
 def rows(services: list[Service]) -> list[list[str]]:
@@ -268,8 +267,9 @@ def rows(services: list[Service]) -> list[list[str]]:
     cells = []
     for service in sorted(services, key=lambda s: -best.get(s.name, 0)):
         trial = service.best()
-        row = [service.name]
-        row += [f"{trial.rate_rps:.1f}", f"{trial.p50_ms:.0f}", f"{trial.p99_ms:.0f}"] if trial else ["none held", "-", "-"]
+        row = [service.name, "none held", "-", "-"]
+        if trial:
+            row[1:] = [f"{trial.rate_rps:.1f}", f"{trial.p50_ms:.0f}", f"{trial.p99_ms:.0f}"]
         row += [f"{service.one_by_one_ms:.1f}", f"{service.start_ms:.0f}"]
         row.append("-" if service.resident_mb is None else f"{service.resident_mb:.0f}")
         row += [
@@ -287,10 +287,7 @@ def text(cells: list[list[str]], markdown: bool) -> str:
         table.insert(1, ["---", *["--:"] * (len(HEADER) - 1)])
         return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
     widths = [max(len(row[at]) for row in table) for at in range(len(HEADER))]
-    lines = [
-        "  ".join(cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths)))
-        for row in table
-    ]
+    lines = ["  ".join(f"{cell:{'>' if at else '<'}{widths[at]}}" for at, cell in enumerate(row)) for row in table]
     return "\n".join(lines) + "\n"
 
 
@@ -302,11 +299,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=7, help="trials of each service (%(default)s)")
     parser.add_argument("--promise-ms", type=float, default=330, help="what p99 must stay within (%(default)s)")
     parser.add_argument("--cores", default="", help="core of the services and core of the load, as 0,1")
-    parser.add_argument("--network", choices=prepare.NETWORKS, help="default: mobilenet_v2 if its weights are here")
-    parser.add_argument("--weights", type=Path, help="folded weights, safetensors")
-    parser.add_argument("--skip-install", action="store_true", help="use the environment and models as they are")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
-    parser.add_argument("--markdown", type=Path, help="also write the table as Markdown to this file")
+    prepare.add_flags(parser)
     args = parser.parse_args()
     if not (1 <= args.seconds <= 600 and 1 <= args.steps <= 20 and args.promise_ms > 0):
         parser.error("--seconds must be from 1 to 600, --steps from 1 to 20, --promise-ms more than 0")
@@ -351,7 +344,14 @@ def main() -> int:
         workload.flush()
         photos = prepare.TARGET / "serve-photos"
         plan = Plan(
-            args.seconds, args.steps, args.promise_ms, elastic, photos, cores[0], cores[1], Path(workload.name)
+            args.seconds,
+            args.steps,
+            args.promise_ms,
+            elastic,
+            photos,
+            cores[0],
+            cores[1],
+            Path(workload.name),
         )
         services, missing = measure(args, plan, network, weights)
     machine = {"network": network, **describe(cores)}
@@ -359,9 +359,7 @@ def main() -> int:
     return 0 if services else 1
 
 
-def write(
-    args: argparse.Namespace, machine: dict[str, str], services: list[Service], missing: dict[str, str]
-) -> None:
+def write(args: argparse.Namespace, machine: dict[str, str], services: list[Service], missing: dict[str, str]) -> None:
     """The table to standard output, and to the files asked for."""
     cells = rows(services)
     notes = "".join(f"Missing: {name}: {reason}\n" for name, reason in missing.items())
@@ -379,7 +377,12 @@ def write(
             }
             for service in services
         }
-        everything = {"machine": machine, "promise_ms": args.promise_ms, "services": found, "missing": missing}
+        everything = {
+            "machine": machine,
+            "promise_ms": args.promise_ms,
+            "services": found,
+            "missing": missing,
+        }
         args.json.write_text(json.dumps(everything, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -89,10 +90,9 @@ class Child:
         """Has the engine run `runs` times on `batch` images."""
         command = json.dumps({"batch": batch, "runs": runs, "logits": logits}) + "\n"
         assert self._process.stdin is not None
-        try:
+        # A child that has ended tells why in its last line, which is read below.
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(command.encode())
-        except BrokenPipeError:
-            pass  # it has ended; its last line tells why
         line = self._line(seconds_max)
         if len(line["durations_ns"]) != runs:
             raise EngineError(f"asked for {runs} runs, it answered {len(line['durations_ns'])}")

@@ -1,6 +1,6 @@
 """The Python engines, each as a child process that speaks the line protocol of README.md.
 
-    python engines.py onnxruntime-f32 --threads 1 --models target/peers/models
+python engines.py onnxruntime-f32 --threads 1 --models target/peers/models
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from network import SIDE
 from numpy.typing import NDArray
+
+from network import SIDE
 
 BATCH_MAX = 8
 RUNS_MAX = 10_000
@@ -125,9 +126,7 @@ def litert_engine(settings: Settings, file: str) -> Engine:
         interpreter.resize_tensor_input(image["index"], images.shape)
         interpreter.allocate_tensors()
         interpreter.set_tensor(image["index"], quantise(images, image))
-        return Prepared(
-            interpreter.invoke, lambda: dequantise(interpreter.get_tensor(logits["index"]), logits)
-        )
+        return Prepared(interpreter.invoke, lambda: dequantise(interpreter.get_tensor(logits["index"]), logits))
 
     return Engine(ai_edge_litert.__version__, f"{file}, XNNPACK", prepare)
 
@@ -152,6 +151,7 @@ def dequantise(logits: NDArray[np.generic], tensor: dict[str, Any]) -> Logits:
 def torch_engine(settings: Settings, mode: str) -> Engine:
     """PyTorch: eager, a frozen TorchScript graph (`jit`), or `torch.compile`. Channels last, its faster layout."""
     import torch
+
     from network import NETWORKS, read_weights
     from torch_network import Classifier
 
@@ -163,6 +163,7 @@ def torch_engine(settings: Settings, mode: str) -> Engine:
     def prepare(images: Images) -> Prepared:
         x = torch.from_numpy(nchw(images)).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
+            compiled: Callable[[torch.Tensor], torch.Tensor]
             if mode == "jit":
                 compiled = torch.jit.optimize_for_inference(torch.jit.trace(model, x))
             elif mode == "compile":

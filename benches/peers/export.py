@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
 import photos
 from network import NETWORKS, SIDE, Layer, Network, Weights, read_weights
-from numpy.typing import NDArray
 
 BATCH_MAX = 8
 CALIBRATION_PHOTOS_MAX = 100
@@ -28,17 +31,15 @@ Images = NDArray[np.float32]
 
 def onnx_f32(network: Network, weights: Weights, path: Path) -> None:
     """The graph straight from the weights: Conv, Clip, Add, mean, Gemm."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes, x, block_input = [], "images", "images"
-    constants = {"zero": np.float32(0), "six": np.float32(6)}
+    nodes: list[NodeProto] = []
+    x = block_input = "images"
+    constants = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
     for layer in network.layers():
         if layer.opens_block:
             block_input = x
         for part in ("weight", "bias"):
             constants[f"{layer.name}.{part}"] = weights[f"{layer.name}.{part}"]
-        nodes.append(_onnx_convolution(helper, layer, x))
+        nodes.append(onnx_convolution(layer, x))
         x = layer.name
         if layer.relu6:
             nodes.append(helper.make_node("Clip", [x, "zero", "six"], [f"{layer.name}.relu6"]))
@@ -56,16 +57,17 @@ def onnx_f32(network: Network, weights: Weights, path: Path) -> None:
         network.name,
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1000])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
 
-def _onnx_convolution(helper: object, layer: Layer, x: str) -> object:
+def onnx_convolution(layer: Layer, x: str) -> NodeProto:
+    """The Conv node of a layer."""
     before, after = layer.padding
-    return helper.make_node(  # type: ignore[attr-defined]
+    return helper.make_node(
         "Conv",
         [x, f"{layer.name}.weight", f"{layer.name}.bias"],
         [layer.name],

@@ -97,9 +97,7 @@ def measure(engines: list[Engine], cases: list[Case], settings: Settings) -> lis
     return list(results.values())
 
 
-def _start(
-    engines: list[Engine], cases: list[Case], results: dict[str, Result], settings: Settings
-) -> list[Turn]:
+def _start(engines: list[Engine], cases: list[Case], results: dict[str, Result], settings: Settings) -> list[Turn]:
     turns = []
     for engine in engines:
         threads, cores = cases[0].threads, cases[0].cores

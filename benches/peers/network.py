@@ -76,7 +76,13 @@ class Network:
         return [*layers, Layer(head, False, 1, 1, channels, 1280, True, (0, 0))]
 
     def _block(
-        self, index: int, kernel: int, stride: int, expansion: int, input: int, output: int,
+        self,
+        index: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        input: int,
+        output: int,
         padding: tuple[int, int],
     ) -> list[Layer]:
         wide = input * expansion
@@ -84,9 +90,7 @@ class Network:
         layers = []
         if expansion != 1:
             layers.append(Layer(expand, False, 1, 1, input, wide, True, (0, 0), opens_block=True))
-        layers.append(
-            Layer(depthwise, True, kernel, stride, wide, wide, True, padding, opens_block=expansion == 1)
-        )
+        layers.append(Layer(depthwise, True, kernel, stride, wide, wide, True, padding, opens_block=expansion == 1))
         residual = stride == 1 and input == output
         layers.append(Layer(project, False, 1, 1, wide, output, False, (0, 0), adds_block_input=residual))
         return layers
@@ -103,7 +107,11 @@ class Network:
 
     def describe(self) -> dict[str, Any]:
         """What a peer in another language needs to build the network."""
-        return {"name": self.name, "classifier": self.classifier, "layers": [asdict(x) for x in self.layers()]}
+        return {
+            "name": self.name,
+            "classifier": self.classifier,
+            "layers": [asdict(x) for x in self.layers()],
+        }
 
 
 def same_padding(kernel: int, stride: int, side: int) -> tuple[int, int]:
@@ -115,8 +123,13 @@ def same_padding(kernel: int, stride: int, side: int) -> tuple[int, int]:
 MOBILENET_V2 = Network(
     name="mobilenet_v2",
     stages=(
-        (3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (3, 2, 6, 32, 3), (3, 2, 6, 64, 4),
-        (3, 1, 6, 96, 3), (3, 2, 6, 160, 3), (3, 1, 6, 320, 1),
+        (3, 1, 1, 16, 1),
+        (3, 2, 6, 24, 2),
+        (3, 2, 6, 32, 3),
+        (3, 2, 6, 64, 4),
+        (3, 1, 6, 96, 3),
+        (3, 2, 6, 160, 3),
+        (3, 1, 6, 320, 1),
     ),
     same_padding=False,
     torchvision_names=True,
@@ -129,8 +142,13 @@ MOBILENET_V2 = Network(
 EFFICIENTNET_LITE0 = Network(
     name="efficientnet_lite0",
     stages=(
-        (3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3),
-        (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1),
+        (3, 1, 1, 16, 1),
+        (3, 2, 6, 24, 2),
+        (5, 2, 6, 40, 2),
+        (3, 2, 6, 80, 3),
+        (5, 1, 6, 112, 3),
+        (5, 2, 6, 192, 4),
+        (3, 1, 6, 320, 1),
     ),
     same_padding=True,
     torchvision_names=False,

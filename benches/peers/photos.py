@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from network import SIDE, Preprocessing
 from numpy.typing import NDArray
 from PIL import Image
+
+from network import SIDE, Preprocessing
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -19,6 +20,15 @@ LOGS = TARGET / "logs"
 PHOTOS = (TARGET / "photos", ROOT / "tests/photos")
 NETWORKS = ("mobilenet_v2", "efficientnet_lite0")
 STEP_S_MAX = 3600
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that both benchmarks have."""
+    parser.add_argument("--network", choices=NETWORKS, help="default: mobilenet_v2 if its weights are here")
+    parser.add_argument("--weights", type=Path, help="folded weights, safetensors")
+    parser.add_argument("--skip-install", action="store_true", help="use the environment and models as they are")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the table as Markdown to this file")
 
 
 def find_weights(network: str | None, weights: Path | None) -> tuple[str, Path]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import onnxruntime
-import service
-from network import NETWORKS
 from numpy import float32
 from numpy.typing import NDArray
+
+import service
+from network import NETWORKS
 
 
 def main() -> None:

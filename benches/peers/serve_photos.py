@@ -7,8 +7,9 @@ import argparse
 import io
 from pathlib import Path
 
-import photos
 from PIL import Image
+
+import photos
 
 SIZE = (500, 375)
 BYTES = 79_000

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import service
 import torch
-from network import NETWORKS, SIDE, read_weights
 from numpy import float32
 from numpy.typing import NDArray
+
+import service
+from network import NETWORKS, SIDE, read_weights
 from torch_network import Classifier
 
 

@@ -16,14 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import photos
 import simplejpeg
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from network import NETWORKS, SIDE, Network
 from numpy.typing import NDArray
 from PIL import Image
+
+import photos
+from network import NETWORKS, SIDE, Network
 
 BODY_BYTES_MAX = 10 << 20
 TOP_K = 5
@@ -84,7 +85,7 @@ def application(network: Network, infer: Infer) -> FastAPI:
         probabilities = powers[best] / powers.sum()
         return [
             {"label": labels[index], "index": int(index), "probability": float(probability)}
-            for index, probability in zip(best, probabilities)
+            for index, probability in zip(best, probabilities, strict=True)
         ]
 
     @app.post("/predict")

@@ -40,9 +40,7 @@ def figures(result: Result, reference: Result | None, case: Case) -> Figures | N
     durations = sorted(duration for round_ in rounds for duration in round_)
     scale = 1e6 * case.batch
     p99 = durations[math.ceil(0.99 * len(durations)) - 1]
-    return Figures(
-        statistics.median(durations) / scale, p99 / scale, _ratio(rounds, reference, case), len(durations)
-    )
+    return Figures(statistics.median(durations) / scale, p99 / scale, _ratio(rounds, reference, case), len(durations))
 
 
 def _ratio(rounds: list[list[int]], reference: Result | None, case: Case) -> float | None:
@@ -50,7 +48,7 @@ def _ratio(rounds: list[list[int]], reference: Result | None, case: Case) -> flo
     if not others:
         return None
     return statistics.median(
-        statistics.median(mine) / statistics.median(theirs) for mine, theirs in zip(rounds, others)
+        statistics.median(mine) / statistics.median(theirs) for mine, theirs in zip(rounds, others, strict=False)
     )
 
 
@@ -87,9 +85,7 @@ class Table:
         """Everything, the rounds' medians too."""
         engines = []
         for result, row, agreed in self._rows:
-            medians = {
-                key: [statistics.median(round_) for round_ in rounds] for key, rounds in result.rounds.items()
-            }
+            medians = {key: [statistics.median(round_) for round_ in rounds] for key, rounds in result.rounds.items()}
             engines.append(
                 {
                     "name": result.name,
@@ -149,9 +145,7 @@ class Table:
             reasons: dict[str, list[str]] = {}
             for key, reason in result.missing.items():
                 reasons.setdefault(reason, []).append(key)
-            missing += [
-                f"{bullet}{result.name}, {', '.join(keys)}: {reason}" for reason, keys in reasons.items()
-            ]
+            missing += [f"{bullet}{result.name}, {', '.join(keys)}: {reason}" for reason, keys in reasons.items()]
         return [*notes, "", "Missing:", *missing] if missing else notes
 
 

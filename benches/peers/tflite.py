@@ -8,8 +8,9 @@ from __future__ import annotations
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from network import CLASSES, SIDE, Layer, Network, Weights, same_padding
 from numpy.typing import NDArray
+
+from network import CLASSES, SIDE, Layer, Network, Weights, same_padding
 
 SCHEMA_VERSION = 3
 CODES = schema.BuiltinOperator

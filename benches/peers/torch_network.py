@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from network import CLASSES, Layer, Network, Weights
 from torch import Tensor, nn
 from torch.nn import functional
+
+from network import CLASSES, Layer, Network, Weights
 
 
 class Classifier(nn.Module):
@@ -21,7 +22,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         block_input = x
-        for layer, convolution in zip(self.layers, self.convolutions):
+        for layer, convolution in zip(self.layers, self.convolutions, strict=True):
             if layer.opens_block:
                 block_input = x
             before, after = layer.padding
