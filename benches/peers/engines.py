@@ -150,6 +150,9 @@ def dequantise(logits: NDArray[np.generic], tensor: dict[str, Any]) -> Logits:
 
 def torch_engine(settings: Settings, mode: str) -> Engine:
     """PyTorch: eager, a frozen TorchScript graph (`jit`), or `torch.compile`. Channels last, its faster layout."""
+    # Compiled in this process, and kept, so that a second run starts sooner.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.models.parent / "inductor"))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     import torch
 
     from network import NETWORKS, read_weights
