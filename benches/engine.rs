@@ -136,7 +136,8 @@ fn inputs(args: &Args, side: usize) -> anyhow::Result<Tensor> {
     let path = args.models.join("inputs.f32");
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let values: Vec<f32> = elastic::model::weights::floats(&bytes, candle_core::DType::F32)?;
-    Tensor::from_vec(values, (BATCH_MAX, side, side, 3), &Device::Cpu).context("the inputs are of another size")
+    Tensor::from_vec(values, (BATCH_MAX, side, side, 3), &Device::Cpu)
+        .context("the inputs are of another size")
 }
 
 /// One line on standard output.

@@ -51,7 +51,8 @@ impl Candle {
     /// Reads the layers and the weights.
     pub fn load(models: &Path, weights: &Path) -> Result<Self> {
         let path = models.join("network.json");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let network: Network = serde_json::from_str(&text)?;
         let tensors = candle_core::safetensors::load(weights, &Device::Cpu)?;
         let convolutions = network.layers.into_iter().map(|layer| {
