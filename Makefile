@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-zoo check fmt demo weights image minikube-up minikube-down clean
+.PHONY: help build test test-zoo check bench bench-serve fmt demo weights image minikube-up minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -38,6 +38,12 @@ check: test ## `test`, and licences, advisories and sources of the dependencies 
 		echo "cargo-deny is not installed: run 'cargo install --locked cargo-deny', then 'make check' again" >&2; \
 		exit 1; \
 	fi
+
+bench: ## Time this engine and every peer in turn, print the table (BENCH_ARGS="--rounds 5"; see benches/README.md)
+	@CARGO="$(CARGO)" python3 benches/peers/bench.py $(BENCH_ARGS)
+
+bench-serve: ## The same for the service: requests a second within the promise (BENCH_ARGS="--seconds 20")
+	@CARGO="$(CARGO)" python3 benches/peers/bench_serve.py $(BENCH_ARGS)
 
 fmt: ## Format the sources
 	$(CARGO) fmt

@@ -1,0 +1,149 @@
+//! This engine as one of the engines that `benches/peers/bench.py` times: a child process that answers lines
+//! on standard input with lines on standard output (`benches/peers/README.md` has the protocol).
+//!
+//! **Invariant**: only the network is timed; reading, preparing and answering happen outside the clock.
+use anyhow::{Context as _, bail, ensure};
+use candle_core::{Device, Tensor};
+use clap::Parser;
+use elastic::model::{Model, ModelArgs};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead as _, Write as _};
+use std::path::PathBuf;
+
+/// Most images in a batch.
+const BATCH_MAX: usize = 8;
+/// Most runs a command may ask for.
+const RUNS_MAX: usize = 10_000;
+
+/// Flags; what `cargo bench` adds is let through.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Name of the row: `elastic-f32`, `elastic-bf16` or `elastic-int8`
+    engine: String,
+    /// Threads on one image
+    #[arg(long)]
+    threads: usize,
+    /// Folder of `inputs.f32`, the photos as float32 `[8, 224, 224, 3]`
+    #[arg(long)]
+    models: PathBuf,
+    /// Folded weights, safetensors
+    #[arg(long)]
+    weights: PathBuf,
+    /// The network
+    #[arg(long)]
+    network: String,
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Deserialize)]
+struct Command {
+    batch: usize,
+    runs: usize,
+    #[serde(default)]
+    logits: bool,
+}
+
+#[derive(Serialize)]
+struct Hello<'a> {
+    name: &'a str,
+    version: &'a str,
+    what: String,
+}
+
+#[derive(Serialize)]
+struct Reply {
+    durations_ns: Vec<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logits: Option<Vec<f32>>,
+}
+
+#[derive(Serialize)]
+struct Failure {
+    error: String,
+}
+
+/// The engine under test. Everything that depends on its interface is in this block.
+struct Engine {
+    model: Model,
+}
+
+impl Engine {
+    fn load(args: &Args) -> anyhow::Result<Self> {
+        if args.engine != "elastic-f32" {
+            bail!("{} is not in this version", args.engine);
+        }
+        ensure!(args.threads == 1, "{} runs an image on one thread in this version", args.engine);
+        let load = ModelArgs {
+            model: Some(args.network.clone()),
+            weights: Some(args.weights.clone()),
+            ..ModelArgs::default()
+        };
+        Ok(Self { model: Model::load(&load)? })
+    }
+
+    /// What the row in the table is told to be.
+    fn what(&self) -> String {
+        format!("{}, float32", self.model.name())
+    }
+
+    /// Images `[N, 224, 224, 3]` to logits `[N, 1000]`.
+    fn run(&self, images: &Tensor) -> anyhow::Result<Tensor> {
+        Ok(self.model.classifier().logits(images)?)
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let served = serve(&args);
+    if let Err(error) = &served {
+        say(&Failure { error: format!("{error:#}") })?;
+    }
+    served
+}
+
+fn serve(args: &Args) -> anyhow::Result<()> {
+    let engine = Engine::load(args)?;
+    let inputs = inputs(args, engine.model.input_size())?;
+    say(&Hello { name: &args.engine, version: env!("CARGO_PKG_VERSION"), what: engine.what() })?;
+    for line in std::io::stdin().lock().lines() {
+        let command: Command = serde_json::from_str(&line?).context("a command is a line of JSON")?;
+        ensure!((1..=BATCH_MAX).contains(&command.batch), "batch must be 1 to {BATCH_MAX}");
+        ensure!((1..=RUNS_MAX).contains(&command.runs), "runs must be 1 to {RUNS_MAX}");
+        let images = inputs.narrow(0, 0, command.batch)?.contiguous()?;
+        say(&measure(&engine, &images, &command)?)?;
+    }
+    Ok(())
+}
+
+// A monotonic clock is what a benchmark is for; nothing here is paused in tests.
+#[allow(clippy::disallowed_types, clippy::disallowed_methods)]
+fn measure(engine: &Engine, images: &Tensor, command: &Command) -> anyhow::Result<Reply> {
+    let mut durations_ns = Vec::with_capacity(command.runs);
+    let mut logits = None;
+    for _ in 0..command.runs {
+        let started = std::time::Instant::now();
+        let answer = engine.run(images)?;
+        durations_ns.push(started.elapsed().as_nanos() as u64);
+        logits = Some(answer);
+    }
+    let logits = logits.filter(|_| command.logits).map(|logits| logits.flatten_all()?.to_vec1());
+    Ok(Reply { durations_ns, logits: logits.transpose()? })
+}
+
+/// The photos, `[8, side, side, 3]`.
+fn inputs(args: &Args, side: usize) -> anyhow::Result<Tensor> {
+    let path = args.models.join("inputs.f32");
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let values: Vec<f32> = elastic::model::weights::floats(&bytes, candle_core::DType::F32)?;
+    Tensor::from_vec(values, (BATCH_MAX, side, side, 3), &Device::Cpu)
+        .context("the inputs are of another size")
+}
+
+/// One line on standard output.
+fn say(line: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, line)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
