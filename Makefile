@@ -29,7 +29,7 @@ test: ## Formatting, clippy, docs and every test
 test-zoo: ## The feature `zoo`: clippy, docs and tests of the other networks
 	$(CARGO) clippy --locked --all-targets --features zoo -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features zoo
-	$(CARGO) test --locked --features zoo zoo
+	RAYON_NUM_THREADS=1 $(CARGO) test --locked --features zoo zoo
 
 check: test ## `test`, and licences, advisories and sources of the dependencies (needs cargo-deny)
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \

@@ -12,6 +12,9 @@ use candle_nn::{Func, Module, VarBuilder};
 use candle_transformers::models::efficientnet::{EfficientNet, MBConvConfig};
 use candle_transformers::models::{convmixer, convnext, fastvit, mobilenetv4, mobileone, repvgg, resnet};
 
+#[cfg(test)]
+mod tests;
+
 /// A network that is ready to run: images `[N, 3, height, width]` to logits `[N, classes]`.
 pub(super) type Built = Box<dyn Module + Send + Sync>;
 

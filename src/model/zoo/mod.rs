@@ -18,8 +18,6 @@ mod classifier;
 mod names;
 #[cfg(feature = "zoo")]
 mod tensors;
-#[cfg(all(test, feature = "zoo"))]
-mod tests;
 
 #[cfg(feature = "zoo")]
 pub use classifier::load;
@@ -134,5 +132,41 @@ impl TypedValueParser for ModelName {
         let own = NETWORKS.iter().map(|network| PossibleValue::new(network.name));
         let others = NAMES.into_iter().filter(|_| cfg!(feature = "zoo"));
         Some(Box::new(own.chain(others.map(|name| PossibleValue::new(name).hide(true)))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `--model` makes of a name.
+    fn parse(name: &str) -> Result<String, String> {
+        let model = clap::Arg::new("model").long("model").value_parser(ModelName);
+        let arguments = ["elastic", "--model", name];
+        let matches = clap::Command::new("elastic").arg(model).try_get_matches_from(arguments);
+        let parsed = matches.map_err(|error| error.to_string())?;
+        Ok(parsed.get_one::<String>("model").cloned().unwrap_or_default())
+    }
+
+    #[test]
+    fn names_are_taken_with_hyphens_or_underscores() {
+        assert_eq!(named("mobilenetv4_conv_small"), Some("mobilenetv4-conv-small"));
+        assert_eq!(named("mobilenetv4-conv-small"), Some("mobilenetv4-conv-small"));
+        assert_eq!(named("mobilenet_v2"), None);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_run_is_refused_with_what_can() {
+        assert_eq!(parse("mobilenet_v2"), Ok("mobilenet_v2".to_owned()));
+        let unknown = parse("resnet19").unwrap_err();
+        assert!(
+            unknown.contains("\"resnet19\"; the networks are mobilenet_v2, efficientnet_lite0"),
+            "{unknown}"
+        );
+        assert_eq!(unknown.contains("resnet18"), cfg!(feature = "zoo"), "{unknown}");
+        match parse("resnet18") {
+            Ok(name) => assert!(cfg!(feature = "zoo") && name == "resnet18"),
+            Err(error) => assert!(!cfg!(feature = "zoo") && error.contains("--features zoo"), "{error}"),
+        }
     }
 }

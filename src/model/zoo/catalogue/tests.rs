@@ -1,7 +1,7 @@
 //! The catalogue as a whole: every row builds and the small ones run, on tensors that are made as they are asked
 //! for. Whether they compute the right thing is seen in `tests/it/zoo.rs`.
-use super::NAMES;
-use super::catalogue::{CATALOGUE, Entry};
+use super::{CATALOGUE, Entry};
+use crate::model::zoo::NAMES;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
