@@ -39,6 +39,9 @@ pub struct Args {
     /// Worker threads of a replica
     #[arg(long, env = "ELASTIC_THREADS", default_value_t = 1, value_name = "N")]
     threads: usize,
+    /// Most images that a worker of a replica infers together
+    #[arg(long, env = "ELASTIC_BATCH_MAX", default_value_t = 1, value_name = "N")]
+    batch_max: usize,
     /// Hold every answer of a replica until its image has been worked on for so long, as if the CPU were
     /// slower: lets a small machine carry enough replicas to show the scaling [default: off]
     #[arg(long, env = "ELASTIC_PACE", value_parser = duration, value_name = "TIME")]
@@ -126,6 +129,7 @@ fn replica_args(args: &Args, registration: &str) -> Vec<OsString> {
     let mut flag = |name: &str, value: OsString| flags.extend([name.into(), value]);
     flag("--register", registration.into());
     flag("--threads", args.threads.to_string().into());
+    flag("--batch-max", args.batch_max.to_string().into());
     flag("--timeout", format!("{}us", args.dispatch.timeout.as_micros()).into());
     flag("--body-bytes-max", args.dispatch.body_bytes_max.to_string().into());
     flag("--drain-timeout", format!("{}us", args.limits.drain_timeout.as_micros()).into());

@@ -1,6 +1,7 @@
 //! Decisions: pure, no async, no clock, no IO, no logging. Time is an argument, counted from a common start.
 pub mod arrivals;
 pub mod balance;
+pub mod batch;
 pub mod policy;
 pub mod queue;
 pub mod window;

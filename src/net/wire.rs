@@ -21,11 +21,11 @@ pub struct ClassifyAnswer {
 /// Where the time of one request went inside a replica, milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimingMs {
-    /// Waiting for a worker thread.
+    /// Waiting for a worker thread, and for the rest of its batch.
     pub queue: f64,
     /// Image bytes to the network's input.
     pub decode: f64,
-    /// The network itself.
+    /// The network itself, on the whole batch.
     pub infer: f64,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! **Invariant**: inference runs on the worker threads alone; a handler only reads, waits and writes.
 mod forms;
+mod line;
 mod metrics;
 mod predict;
 mod presence;
@@ -53,9 +54,13 @@ pub struct Args {
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "serve_model_settings")]
 pub struct Settings {
-    /// Worker threads, each with one image at a time [default: the CPUs that the cgroup allows]
+    /// Worker threads, each with one batch at a time [default: the CPUs that the cgroup allows]
     #[arg(long, env = "ELASTIC_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// Most images that a worker infers together. With more than 1, an image may wait for others while its
+    /// deadline and the measured service times say that this pays off
+    #[arg(long, env = "ELASTIC_BATCH_MAX", default_value_t = 1, value_name = "N")]
+    pub batch_max: usize,
     /// Images that may wait for a worker; further ones are answered 503 at once
     #[arg(long, env = "ELASTIC_QUEUE_MAX", default_value_t = 64, value_name = "N")]
     pub queue_max: usize,
@@ -97,9 +102,9 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
     let (settings, draining) = (args.settings, shutdown.clone());
     let state = tokio::task::spawn_blocking(move || state(Model::load(&model_args)?, settings, draining));
     let state = state.await??;
-    let slots = state.workers.threads();
+    let slots = state.workers.slots();
     let startup_ms = started.elapsed().as_millis() as u64;
-    tracing::info!(url, model = state.model.name(), threads = slots, startup_ms, "replica ready");
+    tracing::info!(url, model = state.model.name(), slots, startup_ms, "replica ready");
     if let Some(pace) = args.settings.pace {
         tracing::warn!(?pace, "answers are held back: this replica is slower than its CPU");
     }
@@ -132,6 +137,7 @@ fn state(model: Model, settings: Settings, shutdown: Shutdown) -> anyhow::Result
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = settings.threads.unwrap_or(cpus);
     ensure!((1..=1024).contains(&threads), "--threads must be from 1 to 1024");
+    ensure!((1..=64).contains(&settings.batch_max), "--batch-max must be from 1 to 64");
     ensure!(!settings.timeout.is_zero(), "--timeout must be longer than 0");
     let model = Arc::new(model);
     let metrics = Arc::new(metrics::Metrics::new(model.name()));
@@ -154,7 +160,7 @@ fn router(state: Arc<State>) -> Router {
 async fn readyz(Shared(state): Shared<Arc<State>>) -> (StatusCode, Json<Readiness>) {
     let ready = !state.shutdown.is_draining();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let slots = state.workers.threads() as u32;
+    let slots = state.workers.slots() as u32;
     (status, Json(Readiness { ready, model: state.model.name().to_owned(), slots }))
 }
 

@@ -1,7 +1,7 @@
 //! `POST /predict`.
 use super::State;
 use super::forms::image_of;
-use super::worker::Job;
+use super::line::Job;
 use crate::net::deadline::time_allowed;
 use crate::net::error::ApiError;
 use crate::net::serve::read_body;

@@ -1,135 +1,220 @@
-//! The worker threads: plain OS threads that decode and infer, behind a bounded queue.
+//! The worker threads: plain OS threads that decode and infer, in batches, behind a bounded line.
 //!
-//! **Invariant**: at most `queue_max` images wait; a panic while working on one image fails that image
-//! alone; an image whose client is gone or whose time ran out is dropped before it is decoded.
+//! **Invariant**: every image that a worker takes is answered once. A bad image and a panic while decoding fail
+//! that image alone, a panic while inferring fails its batch alone; neither ends the worker.
 use super::Settings;
+use super::line::{Batch, Job, Line, Measured};
 use super::metrics::Metrics;
-use crate::model::{DecodeError, Model, ModelSession};
+use crate::model::{DecodeError, Model, ModelError, ModelSession, Prediction};
 use crate::net::error::ApiError;
 use crate::net::wire::{ClassifyAnswer, TimingMs};
-use bytes::Bytes;
+use candle_core::Tensor;
 use http::StatusCode;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
-
-/// An image to classify.
-pub(super) struct Job {
-    pub(super) image: Bytes,
-    pub(super) top_k: usize,
-    pub(super) queued_at: Instant,
-    pub(super) expires_at: Instant,
-    pub(super) reply: oneshot::Sender<Result<ClassifyAnswer, ApiError>>,
-}
 
 /// See the module's documentation.
 pub(super) struct Workers {
-    queue: SyncSender<Job>,
-    threads: usize,
+    line: Arc<Line>,
+    slots: usize,
 }
 
 impl Workers {
-    /// Starts the threads; they end when this is dropped.
+    /// Starts `threads` threads; they finish what waits and end when this is dropped.
     pub(super) fn start(
         threads: usize,
         settings: Settings,
         model: &Arc<Model>,
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let (queue, jobs) = sync_channel(settings.queue_max);
-        let jobs = Arc::new(Mutex::new(jobs));
+        let line = Arc::new(Line::new(settings.queue_max, settings.batch_max, metrics.expired()));
+        // Made before any thread, so that the threads that run already end when a later one cannot start.
+        let workers = Self { line: Arc::clone(&line), slots: threads.saturating_mul(settings.batch_max) };
         for number in 0..threads {
-            let (jobs, model, metrics) = (Arc::clone(&jobs), Arc::clone(model), Arc::clone(metrics));
-            let mut session = model.session(1)?;
+            let mut session = model.session(settings.batch_max)?;
             session.warm_up()?;
+            let engine = Loaded { model: Arc::clone(model), session, images_max: settings.batch_max };
+            let (line, metrics) = (Arc::clone(&line), Arc::clone(metrics));
             std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || work(&jobs, &model, session, &metrics, settings.pace))?;
+                .spawn(move || work(&line, engine, &metrics, settings.pace))?;
         }
-        Ok(Self { queue, threads })
+        Ok(workers)
     }
 
-    pub(super) fn threads(&self) -> usize {
-        self.threads
+    /// Images that can be worked on at once. With fewer a dispatcher would never send enough for a batch.
+    pub(super) fn slots(&self) -> usize {
+        self.slots
     }
 
     /// Queues an image, or refuses it at once.
     pub(super) fn submit(&self, job: Job) -> Result<(), ApiError> {
-        self.queue.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => ApiError::unavailable("every worker is busy and the queue is full"),
-            TrySendError::Disconnected(_) => ApiError::unavailable("the workers have stopped"),
-        })
+        self.line.submit(job)
     }
 }
 
-fn work(
-    jobs: &Mutex<Receiver<Job>>,
-    model: &Model,
-    mut session: ModelSession,
-    metrics: &Metrics,
-    pace: Option<Duration>,
-) {
-    loop {
-        // The lock passes the next job to one idle thread; the others wait for the lock instead.
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = job else { return };
-        let taken_at = Instant::now();
-        if job.reply.is_closed() {
-            continue;
-        }
-        if taken_at >= job.expires_at {
-            metrics.expired();
-            let _ = job.reply.send(Err(ApiError::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "the time ran out before the image was decoded",
-            )));
-            continue;
-        }
-        let queued = taken_at - job.queued_at;
-        let answer =
-            catch_unwind(AssertUnwindSafe(|| classify(model, &mut session, &job.image, job.top_k, queued)));
-        let answer = answer.unwrap_or_else(|_| {
-            tracing::error!("a worker panicked on an image; this is a bug");
-            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the image could not be worked on"))
-        });
-        if let Some(pace) = pace {
-            hold_until(taken_at + pace);
-        }
-        if let Ok(answer) = &answer {
-            metrics.classified(&answer.timing_ms);
-        }
-        let _ = job.reply.send(answer);
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.line.close();
     }
 }
 
-fn classify(
-    model: &Model,
-    session: &mut ModelSession,
-    image: &[u8],
-    top_k: usize,
-    queued: Duration,
-) -> Result<ClassifyAnswer, ApiError> {
-    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
-    let started = Instant::now();
-    let input = model.decode(image).map_err(|error| refuse_image(&error))?;
-    let decoded = Instant::now();
-    let logits = session.logits(&input).map_err(|error| {
+/// What a worker works with: the model, or what a test puts in its place.
+trait Engine {
+    fn name(&self) -> &str;
+    /// Image bytes to `[1, size, size, 3]`.
+    fn decode(&self, image: &[u8]) -> Result<Tensor, DecodeError>;
+    /// Logits of each image of `[N, size, size, 3]`.
+    fn logits(&mut self, images: &Tensor) -> Result<Vec<Vec<f32>>, ModelError>;
+    fn top_k(&self, logits: &[f32], k: usize) -> Vec<Prediction>;
+    /// Makes its memory anew, which a panic may have left in any state.
+    fn renew(&mut self) -> Result<(), ModelError>;
+}
+
+struct Loaded {
+    model: Arc<Model>,
+    session: ModelSession,
+    images_max: usize,
+}
+
+impl Engine for Loaded {
+    fn name(&self) -> &str {
+        self.model.name()
+    }
+
+    fn decode(&self, image: &[u8]) -> Result<Tensor, DecodeError> {
+        self.model.decode(image)
+    }
+
+    fn logits(&mut self, images: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
+        self.session.logits(images)
+    }
+
+    fn top_k(&self, logits: &[f32], k: usize) -> Vec<Prediction> {
+        self.model.top_k(logits, k)
+    }
+
+    fn renew(&mut self) -> Result<(), ModelError> {
+        self.session = self.model.session(self.images_max)?;
+        Ok(())
+    }
+}
+
+fn work(line: &Line, mut engine: impl Engine, metrics: &Metrics, pace: Option<Duration>) {
+    let mut measured = Measured::default();
+    while let Some(batch) = line.take(&measured) {
+        metrics.batch(batch.jobs.len(), batch.reason);
+        measured = classify(&mut engine, batch, metrics, pace);
+    }
+}
+
+/// An image that is ready for the network.
+struct Decoded {
+    job: Job,
+    input: Tensor,
+    took: Duration,
+}
+
+impl Decoded {
+    /// Where its time went, if the network began at `infer_at` and took `infer`.
+    fn timing(&self, infer_at: Instant, infer: Duration) -> TimingMs {
+        let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
+        // The others of its batch are decoded while it waits.
+        let queued = infer_at.saturating_duration_since(self.job.queued_at).saturating_sub(self.took);
+        TimingMs { queue: milliseconds(queued), decode: milliseconds(self.took), infer: milliseconds(infer) }
+    }
+}
+
+/// Decodes, infers and answers.
+fn classify(engine: &mut impl Engine, batch: Batch, metrics: &Metrics, pace: Option<Duration>) -> Measured {
+    let taken_at = Instant::now();
+    let pace_whole = pace.map(|pace| pace.saturating_mul(batch.jobs.len() as u32));
+    let decoded: Vec<Decoded> =
+        batch.jobs.into_iter().filter_map(|job| decode(engine, job, metrics, pace)).collect();
+    let decode = decoded.iter().map(|image| image.took).collect();
+    if decoded.is_empty() {
+        return Measured { decode, infer: None };
+    }
+    let infer_at = Instant::now();
+    let predictions = infer(engine, &decoded);
+    let took = infer_at.elapsed();
+    if let Some(pace) = pace_whole {
+        hold_until(taken_at, pace);
+    }
+    let infer = predictions.is_ok().then(|| (decoded.len(), infer_at.elapsed()));
+    let measured = Measured { decode, infer };
+    match predictions {
+        Ok(predictions) => {
+            for (image, predictions) in decoded.into_iter().zip(predictions) {
+                let timing_ms = image.timing(infer_at, took);
+                metrics.classified(&timing_ms);
+                let answer = ClassifyAnswer { model: engine.name().to_owned(), predictions, timing_ms };
+                let _ = image.job.reply.send(Ok(answer));
+            }
+        }
+        Err(error) => {
+            for image in decoded {
+                let _ = image.job.reply.send(Err(error.clone()));
+            }
+        }
+    }
+    measured
+}
+
+/// Decodes an image, or answers why that is not possible or of no use.
+fn decode(engine: &impl Engine, job: Job, metrics: &Metrics, pace: Option<Duration>) -> Option<Decoded> {
+    let started_at = Instant::now();
+    // Much may have happened while the images before it were decoded.
+    if job.is_abandoned() {
+        return None;
+    }
+    if job.is_expired(started_at) {
+        job.expire(&metrics.expired());
+        return None;
+    }
+    let input = catch_unwind(AssertUnwindSafe(|| engine.decode(&job.image)));
+    let refusal = match input {
+        Ok(Ok(input)) => return Some(Decoded { job, input, took: started_at.elapsed() }),
+        Ok(Err(error)) => refuse_image(&error),
+        Err(_) => panicked(),
+    };
+    if let Some(pace) = pace {
+        hold_until(started_at, pace);
+    }
+    let _ = job.reply.send(Err(refusal));
+    None
+}
+
+/// Predictions for each image.
+fn infer(engine: &mut impl Engine, images: &[Decoded]) -> Result<Vec<Vec<Prediction>>, ApiError> {
+    let inferred = catch_unwind(AssertUnwindSafe(|| {
+        let logits = match images {
+            [image] => engine.logits(&image.input)?,
+            images => {
+                let inputs: Vec<&Tensor> = images.iter().map(|image| &image.input).collect();
+                engine.logits(&Tensor::cat(&inputs, 0)?)?
+            }
+        };
+        let top = |(image, logits): (&Decoded, Vec<f32>)| engine.top_k(&logits, image.job.top_k);
+        Ok::<_, ModelError>(images.iter().zip(logits).map(top).collect())
+    }));
+    let Ok(predictions) = inferred else {
+        if let Err(error) = engine.renew() {
+            tracing::error!(%error, "the memory of a worker that panicked could not be made anew");
+        }
+        return Err(panicked());
+    };
+    predictions.map_err(|error| {
         tracing::error!(%error, "inference failed");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "inference failed")
-    })?;
-    let predictions = model.top_k(&logits[0], top_k);
-    Ok(ClassifyAnswer {
-        model: model.name().to_owned(),
-        predictions,
-        timing_ms: TimingMs {
-            queue: milliseconds(queued),
-            decode: milliseconds(decoded - started),
-            infer: milliseconds(decoded.elapsed()),
-        },
     })
+}
+
+fn panicked() -> ApiError {
+    tracing::error!("a worker panicked on an image; this is a bug");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the image could not be worked on")
 }
 
 /// The status that fits what is wrong with an image.
@@ -143,14 +228,144 @@ fn refuse_image(error: &DecodeError) -> ApiError {
     ApiError::new(status, error.to_string())
 }
 
-/// Keeps this thread busy until `instant`, as a slower CPU would.
-fn hold_until(instant: Instant) {
+/// Keeps this thread busy until `pace` after `since`, as a slower CPU would.
+fn hold_until(since: Instant, pace: Duration) {
     loop {
-        let left = instant.saturating_duration_since(Instant::now());
+        let left = pace.saturating_sub(since.elapsed());
         if left.is_zero() {
             return;
         }
         // May wake early; nobody unparks a worker.
         std::thread::park_timeout(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::line::tests::{Answer, job};
+    use super::*;
+    use crate::logic::batch::Reason;
+    use candle_core::Device;
+
+    /// Takes one byte for an image; its logits are that byte. Letters stand for what can go wrong.
+    #[derive(Default)]
+    struct Fake {
+        batches: Vec<usize>,
+        renewed: usize,
+    }
+
+    impl Engine for Fake {
+        fn name(&self) -> &'static str {
+            "fake"
+        }
+
+        fn decode(&self, image: &[u8]) -> Result<Tensor, DecodeError> {
+            match image {
+                b"bad" => Err(DecodeError::UnknownFormat),
+                b"panic" => panic!("as the test wants"),
+                image => Ok(Tensor::from_slice(&image[..1], (1, 1, 1, 1), &Device::Cpu).unwrap()),
+            }
+        }
+
+        fn logits(&mut self, images: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
+            let bytes: Vec<u8> = images.flatten_all()?.to_vec1()?;
+            assert!(!bytes.contains(&b'P'), "as the test wants");
+            if bytes.contains(&b'N') {
+                return Err(ModelError::NotFinite);
+            }
+            self.batches.push(bytes.len());
+            Ok(bytes.into_iter().map(|byte| vec![f32::from(byte)]).collect())
+        }
+
+        fn top_k(&self, logits: &[f32], _: usize) -> Vec<Prediction> {
+            vec![Prediction { label: String::new(), index: logits[0] as usize, probability: 1.0 }]
+        }
+
+        fn renew(&mut self) -> Result<(), ModelError> {
+            self.renewed += 1;
+            Ok(())
+        }
+    }
+
+    /// Works on the images as one batch. The class that each is answered with, or the status, in their order.
+    fn check(engine: &mut Fake, images: &[&'static [u8]], expected: &[Result<usize, u16>]) -> Measured {
+        let (jobs, mut answers): (Vec<Job>, Vec<Answer>) =
+            images.iter().map(|image| job(image, Duration::from_secs(600))).unzip();
+        let batch = Batch { jobs, reason: Reason::Full };
+        let measured = classify(engine, batch, &Metrics::new("fake"), None);
+        let answers: Vec<Result<usize, u16>> = answers
+            .iter_mut()
+            .map(|answer| {
+                let answer = answer.try_recv().expect("every image is answered");
+                answer.map(|answer| answer.predictions[0].index).map_err(|error| error.status.as_u16())
+            })
+            .collect();
+        assert_eq!(answers, expected);
+        measured
+    }
+
+    #[test]
+    fn each_image_of_a_batch_gets_its_own_answer() {
+        let mut engine = Fake::default();
+        let measured = check(&mut engine, &[b"\x07", b"\x03", b"\x05"], &[Ok(7), Ok(3), Ok(5)]);
+        assert_eq!(engine.batches, [3]);
+        assert_eq!((measured.decode.len(), measured.infer.unwrap().0), (3, 3));
+        check(&mut engine, &[b"\x09"], &[Ok(9)]);
+        assert_eq!(engine.batches, [3, 1]);
+    }
+
+    #[test]
+    fn a_bad_image_fails_alone() {
+        let mut engine = Fake::default();
+        let images: [&[u8]; 4] = [b"\x01", b"bad", b"panic", b"\x02"];
+        let measured = check(&mut engine, &images, &[Ok(1), Err(415), Err(500), Ok(2)]);
+        assert_eq!(engine.batches, [2]);
+        assert_eq!((measured.decode.len(), measured.infer.unwrap().0), (2, 2));
+        let measured = check(&mut engine, &[b"bad", b"bad"], &[Err(415), Err(415)]);
+        assert!(engine.batches == [2] && measured.infer.is_none() && engine.renewed == 0);
+    }
+
+    #[test]
+    fn a_failing_network_fails_one_batch() {
+        let mut engine = Fake::default();
+        check(&mut engine, &[b"\x01", b"P", b"bad"], &[Err(500), Err(500), Err(415)]);
+        assert_eq!(engine.renewed, 1);
+        check(&mut engine, &[b"\x01", b"N"], &[Err(500), Err(500)]);
+        assert_eq!(engine.renewed, 1);
+        check(&mut engine, &[b"\x01", b"\x02"], &[Ok(1), Ok(2)]);
+    }
+
+    #[test]
+    fn an_image_that_nobody_waits_for_any_more_is_not_worked_on() {
+        let mut engine = Fake::default();
+        let (late, mut late_answer) = job(b"\x01", Duration::ZERO);
+        let (gone, gone_answer) = job(b"\x02", Duration::from_secs(600));
+        drop(gone_answer);
+        let metrics = Metrics::new("fake");
+        let batch = Batch { jobs: vec![late, gone], reason: Reason::NoGain };
+        classify(&mut engine, batch, &metrics, None);
+        assert_eq!(late_answer.try_recv().unwrap().unwrap_err().status, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(metrics.expired().get(), 1);
+        assert!(engine.batches.is_empty());
+    }
+
+    #[test]
+    fn timings_account_for_all_of_an_images_time() {
+        let mut engine = Fake::default();
+        let pace = Duration::from_millis(20);
+        let (jobs, mut answers): (Vec<Job>, Vec<Answer>) =
+            (0..2).map(|_| job(b"\x01", Duration::from_secs(600))).unzip();
+        let queued_at = jobs[0].queued_at;
+        let batch = Batch { jobs, reason: Reason::Full };
+        let measured = classify(&mut engine, batch, &Metrics::new("fake"), Some(pace));
+        let all_ms = queued_at.elapsed().as_secs_f64() * 1000.0;
+        // A batch of two is held for two paces, which is its service time.
+        assert!(all_ms >= 40.0);
+        let (_, infer) = measured.infer.unwrap();
+        assert!(infer + measured.decode.iter().sum() >= Duration::from_millis(39), "{measured:?}");
+        for answer in &mut answers {
+            let TimingMs { queue, decode, infer } = answer.try_recv().unwrap().unwrap().timing_ms;
+            assert!(queue >= 0.0 && decode > 0.0 && infer > 0.0 && queue + decode + infer <= all_ms);
+        }
     }
 }

@@ -198,3 +198,51 @@ async fn a_full_queue_is_a_503_with_retry_after() {
     assert!((1..=3).contains(&refused.len()));
     assert!(refused.iter().all(|answer| answer.headers()["retry-after"] == "1"));
 }
+
+/// Sum and count of a replica's batch sizes, over all limits.
+async fn batches(url: &str) -> (f64, f64) {
+    let metrics = client().get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap();
+    let total = |of: &str| -> f64 {
+        let lines =
+            metrics.lines().filter(|line| line.starts_with(&format!("elastic_replica_batch_images_{of}{{")));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    (total("sum"), total("count"))
+}
+
+#[tokio::test]
+async fn images_in_a_batch_are_answered_as_if_alone() {
+    // While the first is held for its pace, the others come and wait.
+    let replica = replica(&["--threads", "1", "--batch-max", "4", "--pace", "150ms"]).await;
+    let readiness: Readiness =
+        client().get(format!("{}/readyz", replica.url)).send().await.unwrap().json().await.unwrap();
+    assert_eq!(readiness.slots, 4);
+    let photos = ["goldfish.jpg", "dam.jpg"].map(photo);
+    let mut alone = Vec::new();
+    for photo in &photos {
+        alone.push(post(&replica.url, photo.clone()).await.json::<ClassifyAnswer>().await.unwrap());
+    }
+    assert_eq!(batches(&replica.url).await, (2.0, 2.0));
+
+    let good = (0..8).map(|at| post(&replica.url, photos[at % 2].clone()));
+    let request = || client().post(format!("{}/predict", replica.url));
+    let bad = request().body("this is no image, it is a sentence").send();
+    let late = request().header(DEADLINE_HEADER, "0").body(photos[0].clone()).send();
+    let (good, bad, late) = tokio::join!(futures_util::future::join_all(good), bad, late);
+    for (at, answer) in good.into_iter().enumerate() {
+        let answer: ClassifyAnswer = answer.json().await.unwrap();
+        let expected = &alone[at % 2].predictions;
+        assert_eq!(answer.predictions.len(), expected.len());
+        for (got, expected) in answer.predictions.iter().zip(expected) {
+            assert_eq!((got.index, &got.label), (expected.index, &expected.label));
+            assert!((got.probability - expected.probability).abs() < 1e-4, "{got:?} is not {expected:?}");
+        }
+        let timing = answer.timing_ms;
+        assert!(timing.queue >= 0.0 && timing.decode > 0.0 && timing.infer > 0.0, "{timing:?}");
+    }
+    assert_eq!(refusal(bad.unwrap()).await.0, 415);
+    assert_eq!(refusal(late.unwrap()).await.0, 504);
+    let (images, batches) = batches(&replica.url).await;
+    // Two alone, eight good ones and the bad one; the late one was in none.
+    assert!(images == 11.0 && batches < images, "{images} images in {batches} batches");
+}
