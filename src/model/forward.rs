@@ -3,8 +3,9 @@
 //! **Invariant**: built only from checked tensors, packed for the kernels once; a session owns all memory that
 //! inference needs, so that running allocates nothing.
 use crate::model::kernels::block::{Block, Geometry, Scratch, Widen};
+use crate::model::kernels::brain::{self, Brain};
 use crate::model::kernels::byte::{self, Byte};
-use crate::model::kernels::float::{Average, Channelwise, Float, Kernels, Pointwise};
+use crate::model::kernels::float::{self, Float};
 use crate::model::kernels::head::{Head, HeadScratch};
 use crate::model::kernels::isa::Isa;
 use crate::model::kernels::matrix::Sizes;
@@ -62,23 +63,101 @@ pub fn float32(
     tensors: &Tensors,
     isa: Isa,
 ) -> std::result::Result<Box<dyn Classifier>, WeightsError> {
-    Ok(Box::new(InvertedResiduals::<Float>::new(network, tensors, isa)?))
+    Ok(Box::new(InvertedResiduals::<Float>::from_folded(network, tensors, isa)?))
 }
 
-impl InvertedResiduals<Float> {
-    fn new(
+/// A network in bfloat16, from folded tensors, which are checked first. Fast where the CPU multiplies bfloat16.
+pub fn bfloat16(
+    network: &'static Network,
+    tensors: &Tensors,
+    isa: Isa,
+) -> std::result::Result<Box<dyn Classifier>, WeightsError> {
+    Ok(Box::new(InvertedResiduals::<Brain>::from_folded(network, tensors, isa)?))
+}
+
+/// Number formats whose layers are made of folded float32 weights and nothing else.
+trait Folded: Precision {
+    type Kernels: 'static;
+    /// Input channels that a product reads at once.
+    const GROUP: usize;
+
+    fn kernels(isa: Isa) -> &'static Self::Kernels;
+    /// Channels in a block of the middle tensors.
+    fn block(kernels: &Self::Kernels) -> usize;
+    /// `weight` is `[inputs, outputs]`.
+    fn product(
+        kernels: &'static Self::Kernels,
+        depth: usize,
+        weight: &[f32],
+        bias: &[f32],
+        activation: bool,
+    ) -> Self::Product;
+    /// `weight` is `[side × side, channels]`, `size` side and stride.
+    fn slide(
+        kernels: &'static Self::Kernels,
+        size: (usize, usize),
+        weight: &[f32],
+        bias: &[f32],
+    ) -> Option<Self::Slide>;
+    fn mean(kernels: &'static Self::Kernels) -> Self::Mean;
+}
+
+macro_rules! folded {
+    ($format:ty, $module:ident, $group:literal) => {
+        impl Folded for $format {
+            type Kernels = $module::Kernels;
+            const GROUP: usize = $group;
+
+            fn kernels(isa: Isa) -> &'static $module::Kernels {
+                $module::Kernels::of(isa)
+            }
+
+            fn block(kernels: &$module::Kernels) -> usize {
+                kernels.block
+            }
+
+            fn product(
+                kernels: &'static $module::Kernels,
+                depth: usize,
+                weight: &[f32],
+                bias: &[f32],
+                activation: bool,
+            ) -> $module::Pointwise {
+                $module::Pointwise::new(kernels, depth, weight, bias, activation)
+            }
+
+            fn slide(
+                kernels: &'static $module::Kernels,
+                size: (usize, usize),
+                weight: &[f32],
+                bias: &[f32],
+            ) -> Option<$module::Channelwise> {
+                $module::Channelwise::new(kernels, size, weight, bias)
+            }
+
+            fn mean(kernels: &'static $module::Kernels) -> $module::Average {
+                $module::Average::new(kernels)
+            }
+        }
+    };
+}
+folded!(Float, float, 1);
+folded!(Brain, brain, 2);
+
+impl<P: Folded> InvertedResiduals<P> {
+    fn from_folded(
         network: &'static Network,
         tensors: &Tensors,
         isa: Isa,
     ) -> std::result::Result<Self, WeightsError> {
         weights::check(network, tensors)?;
         let plan = network.plan();
-        let reader = Reader { network, tensors, kernels: Kernels::of(isa) };
-        let lanes = reader.kernels.block;
+        let reader = Reader::<P> { network, tensors, kernels: P::kernels(isa) };
+        let lanes = P::block(reader.kernels);
         let mut blocks = Vec::new();
         for (at, block) in plan.blocks.iter().enumerate() {
             let widen = match &block.expand {
-                Some(expand) => Widen::Expand(reader.product(expand, expand.input)?),
+                Some(expand) => Widen::Expand(reader.pointwise(expand)?),
                 None if at == 0 => {
                     let depth = plan.stem.kernel * plan.stem.input;
                     Widen::Stem { weights: reader.product(&plan.stem, depth)?, stride: plan.stem.stride }
@@ -98,8 +177,8 @@ impl InvertedResiduals<Float> {
             windows: plan.blocks.iter().map(|b| (b.depthwise.kernel, b.depthwise.stride)).collect(),
             stem: (plan.stem.kernel, plan.stem.stride),
             head: Head {
-                weights: reader.product(&plan.head, plan.head.input)?,
-                mean: Average::new(reader.kernels),
+                weights: reader.pointwise(&plan.head)?,
+                mean: P::mean(reader.kernels),
                 lanes,
             },
             classifier: reader.matrix(plan.classifier, &shape, shape[1], false)?,
@@ -303,21 +382,30 @@ impl<P: Precision> Session for Running<P> {
     }
 }
 
-/// Turns a file's tensors into float32 layers.
-struct Reader<'a> {
+/// Turns a file's tensors into layers.
+struct Reader<'a, P: Folded> {
     network: &'static Network,
     tensors: &'a Tensors,
-    kernels: &'static Kernels,
+    kernels: &'static P::Kernels,
 }
 
-impl Reader<'_> {
+impl<P: Folded> Reader<'_, P> {
+    /// A 1x1 convolution, whose input has no element after the last pixel's last channel.
+    fn pointwise(&self, convolution: &Convolution) -> std::result::Result<P::Product, WeightsError> {
+        if convolution.input.is_multiple_of(P::GROUP) {
+            self.product(convolution, convolution.input)
+        } else {
+            Err(WeightsError::Unsupported(self.network.name, convolution.name.clone()))
+        }
+    }
+
     /// A full convolution as a product over the rows of its windows, or a 1x1 one:
     /// `[output, input, k, k]` becomes `[k × k × input, output]`.
     fn product(
         &self,
         convolution: &Convolution,
         depth: usize,
-    ) -> std::result::Result<Pointwise, WeightsError> {
+    ) -> std::result::Result<P::Product, WeightsError> {
         self.matrix(&convolution.name, &convolution.shape(), depth, convolution.activation)
     }
 
@@ -327,21 +415,21 @@ impl Reader<'_> {
         shape: &[usize],
         depth: usize,
         activation: bool,
-    ) -> std::result::Result<Pointwise, WeightsError> {
+    ) -> std::result::Result<P::Product, WeightsError> {
         let weight = &weights::expect(self.network, self.tensors, &format!("{name}.weight"), shape)?.values;
         let taps = shape[2..].iter().product();
         let weight = channels_last(weight, shape[0], shape[1], taps);
-        Ok(Pointwise::new(self.kernels, depth, &weight, self.bias(name, shape[0])?, activation))
+        Ok(P::product(self.kernels, depth, &weight, self.bias(name, shape[0])?, activation))
     }
 
     /// A depthwise convolution: `[channels, 1, k, k]` becomes `[k × k, channels]`.
-    fn slide(&self, convolution: &Convolution) -> std::result::Result<Channelwise, WeightsError> {
+    fn slide(&self, convolution: &Convolution) -> std::result::Result<P::Slide, WeightsError> {
         debug_assert_eq!(convolution.kind, Kind::Depthwise);
         let (name, shape) = (&convolution.name, convolution.shape());
         let weight = &weights::expect(self.network, self.tensors, &format!("{name}.weight"), &shape)?.values;
         let weight = channels_last(weight, shape[0], 1, shape[2] * shape[3]);
         let bias = self.bias(name, shape[0])?;
-        Channelwise::new(self.kernels, (convolution.kernel, convolution.stride), &weight, bias)
+        P::slide(self.kernels, (convolution.kernel, convolution.stride), &weight, bias)
             .ok_or_else(|| WeightsError::Unsupported(self.network.name, name.clone()))
     }
 

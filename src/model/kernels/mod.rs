@@ -11,6 +11,7 @@
 #![allow(clippy::inline_always)] // what runs inside a function that enables instructions must be inlined there
 #![allow(clippy::wildcard_imports)] // the intrinsics of an architecture have names of their own
 pub(in crate::model) mod block;
+pub(in crate::model) mod brain;
 pub(in crate::model) mod byte;
 pub(in crate::model) mod float;
 pub(in crate::model) mod head;

@@ -1,0 +1,174 @@
+//! bfloat16 layers: weights laid out as the kernels read them, once, when a network is loaded.
+use super::tiles::{self, Finish, Kernels, Output};
+use crate::model::kernels::matrix::{Matrix, Sizes};
+use crate::model::kernels::memory::Buffer;
+use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target};
+use half::bf16;
+use std::ops::Range;
+
+/// A 1x1 convolution, a fully connected layer, or a full convolution seen as rows of input channels.
+pub(in crate::model) struct Pointwise {
+    matrix: Matrix<bf16, Finish>,
+    bias: Buffer<f32>,
+    activation: bool,
+}
+
+impl Pointwise {
+    /// Rounds and packs `weight`, `[inputs, outputs]`, for `kernels`; `depth` input channels lie together in
+    /// memory. One element after a run of input channels is read where their number is odd; it must be finite.
+    pub(in crate::model) fn new(
+        kernels: &'static Kernels,
+        depth: usize,
+        weight: &[f32],
+        bias: &[f32],
+        activation: bool,
+    ) -> Self {
+        let outputs = bias.len();
+        let sizes = Sizes { inputs: weight.len() / outputs.max(1), outputs, depth };
+        let weight = |output: usize, input: usize| bf16::from_f32(weight[input * outputs + output]);
+        let matrix = Matrix::new(kernels.panels, kernels.block, sizes, weight);
+        let bias = matrix.per_output(|output| bias[output]);
+        Self { matrix, bias, activation }
+    }
+
+    /// # Safety
+    /// As for [`Product::run`].
+    unsafe fn call(
+        &self,
+        panels: Range<usize>,
+        source: Source<bf16>,
+        (offsets, padded): (&[u32], bool),
+        output: impl Fn(usize) -> Output,
+        residual: *const bf16,
+    ) {
+        let finish = |channel: usize| Finish {
+            bias: self.bias[channel..].as_ptr(),
+            output: output(channel),
+            residual: if residual.is_null() { residual } else { residual.wrapping_add(channel) },
+            activation: self.activation,
+        };
+        // SAFETY: the caller vouches for source and target.
+        unsafe { self.matrix.run(panels, source, offsets, padded, finish) };
+    }
+}
+
+impl Product for Pointwise {
+    type Value = bf16;
+
+    fn inputs(&self) -> usize {
+        self.matrix.sizes().inputs
+    }
+
+    fn outputs(&self) -> usize {
+        self.matrix.sizes().outputs
+    }
+
+    fn panels(&self) -> Range<usize> {
+        self.matrix.panels()
+    }
+
+    fn panels_of_block(&self, block: usize) -> Range<usize> {
+        self.matrix.panels_of_block(block)
+    }
+
+    unsafe fn run(&self, panels: Range<usize>, source: Source<bf16>, target: Target<'_, bf16>) {
+        let Target { values, offsets, residual, padded } = target;
+        let output = |channel| Output::Brains(values.wrapping_add(channel));
+        // SAFETY: the caller vouches for source and target.
+        unsafe { self.call(panels, source, (offsets, padded), output, residual) };
+    }
+
+    unsafe fn run_to_float(&self, panels: Range<usize>, source: Source<bf16>, target: Target<'_, f32>) {
+        let Target { values, offsets, padded, .. } = target;
+        let output = |channel| Output::Floats(values.wrapping_add(channel));
+        // SAFETY: the caller vouches for source and target.
+        unsafe { self.call(panels, source, (offsets, padded), output, std::ptr::null()) };
+    }
+}
+
+/// A depthwise convolution in blocks of channels.
+pub(in crate::model) struct Channelwise {
+    run: unsafe fn(&tiles::Depthwise),
+    block: usize,
+    blocks: usize,
+    taps: usize,
+    weights: Buffer<f32>,
+    bias: Buffer<f32>,
+}
+
+impl Channelwise {
+    /// Packs `weight`, `[side × side, channels]`, for `kernels`; `None` where they have no such side and stride.
+    pub(in crate::model) fn new(
+        kernels: &'static Kernels,
+        (side, stride): (usize, usize),
+        weight: &[f32],
+        bias: &[f32],
+    ) -> Option<Self> {
+        let run = kernels.depthwise(side, stride)?;
+        let (block, channels, taps) = (kernels.block, bias.len(), side * side);
+        let blocks = channels.div_ceil(block);
+        let mut packed = Buffer::zeroed(blocks * taps * block);
+        let mut padded_bias = Buffer::zeroed(blocks * block);
+        for channel in 0..channels {
+            // Even channels before odd ones.
+            let (first, lane) = (channel / block, channel % block / 2 + channel % 2 * (block / 2));
+            padded_bias[first * block + lane] = bias[channel];
+            for tap in 0..taps {
+                packed[(first * taps + tap) * block + lane] = weight[tap * channels + channel];
+            }
+        }
+        Some(Self { run, block, blocks, taps, weights: packed, bias: padded_bias })
+    }
+}
+
+impl Slide for Channelwise {
+    type Value = bf16;
+
+    fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    fn lanes(&self) -> usize {
+        self.block
+    }
+
+    unsafe fn run(&self, block: usize, rows: &[*const bf16], size: (usize, usize), output: *mut bf16) {
+        let call = tiles::Depthwise {
+            rows: rows.as_ptr(),
+            row_count: size.0,
+            columns: size.1,
+            weights: self.weights[block * self.taps * self.block..].as_ptr(),
+            bias: self.bias[block * self.block..].as_ptr(),
+            output,
+        };
+        // SAFETY: the caller vouches for rows and output; weights and bias were packed for this block; that
+        // there are such kernels proves that the CPU has their instructions.
+        unsafe { (self.run)(&call) };
+    }
+}
+
+/// The mean over the pixels.
+pub(in crate::model) struct Average(&'static Kernels);
+
+impl Average {
+    pub(in crate::model) fn new(kernels: &'static Kernels) -> Self {
+        Self(kernels)
+    }
+}
+
+impl Mean for Average {
+    type Value = bf16;
+
+    unsafe fn run(
+        &self,
+        _channel: usize,
+        input: *const bf16,
+        (pixels, width): (usize, usize),
+        output: *mut bf16,
+    ) {
+        assert_eq!(width, self.0.block, "a mean is taken a block of channels at a time");
+        // SAFETY: the caller vouches for input and output; that there are such kernels proves that the CPU has
+        // their instructions.
+        unsafe { (self.0.mean)(&tiles::Mean { input, pixels, output }) }
+    }
+}

@@ -1,0 +1,83 @@
+//! bfloat16: activations and the weights of products have eight bits of precision, sums, biases and the
+//! weights of depthwise convolutions float32's.
+//!
+//! **Invariant**: every activation is rounded once, to the nearest, ties to even. Instruction sets differ only
+//! in how they round inside a sum, which shows as the odd activation rounded the other way.
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod layers;
+mod portable;
+#[cfg(test)]
+mod tests;
+mod tiles;
+
+pub(in crate::model) use layers::{Average, Channelwise, Pointwise};
+pub(in crate::model) use tiles::Kernels;
+
+use crate::model::kernels::precision::{Normalisation, Pixels, Precision};
+use candle_core::{CpuStorage, Result, bail};
+use half::bf16;
+
+/// bfloat16 activations and weights.
+pub(in crate::model) struct Brain;
+
+impl Precision for Brain {
+    type Value = bf16;
+    type Product = Pointwise;
+    type Slide = Channelwise;
+    type Mean = Average;
+
+    fn zeros(length: usize) -> CpuStorage {
+        CpuStorage::BF16(vec![bf16::ZERO; length])
+    }
+
+    fn values(storage: &CpuStorage) -> Result<&[bf16]> {
+        storage.as_slice()
+    }
+
+    fn values_mut(storage: &mut CpuStorage) -> Result<&mut [bf16]> {
+        match storage {
+            CpuStorage::BF16(values) => Ok(values),
+            _ => bail!("bfloat16 kernels got a tensor of another type"),
+        }
+    }
+
+    fn pack(pixels: Pixels<'_>, normalisation: &Normalisation, row: &mut [bf16]) {
+        match pixels {
+            Pixels::Floats(pixels) => {
+                for (value, pixel) in row.iter_mut().zip(pixels) {
+                    *value = bf16::from_f32(*pixel);
+                }
+            }
+            Pixels::Bytes(pixels) => normalise(pixels, normalisation, row),
+        }
+    }
+
+    fn outside(_normalisation: &Normalisation, _channel: usize) -> bf16 {
+        bf16::ZERO
+    }
+}
+
+/// Values normalised at once: whole vectors of whole pixels, so that the compiler need not shuffle channels.
+const LANES: usize = 48;
+
+/// Bytes to what the network was trained on.
+fn normalise(pixels: &[u8], normalisation: &Normalisation, row: &mut [bf16]) {
+    let Normalisation { mean, deviation } = normalisation;
+    let mean: [f32; LANES] = std::array::from_fn(|at| mean[at % 3]);
+    let scale: [f32; LANES] = std::array::from_fn(|at| 1.0 / deviation[at % 3]);
+    for (pixels, row) in pixels.chunks(LANES).zip(row.chunks_mut(LANES)) {
+        for (at, (value, byte)) in row.iter_mut().zip(pixels).enumerate() {
+            *value = nearest((f32::from(*byte) - mean[at]) * scale[at]);
+        }
+    }
+}
+
+/// The nearest bfloat16 of a finite number, the even one of two: without NaN to look for, the compiler makes
+/// vectors of it.
+#[inline(always)]
+fn nearest(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    let half = 0x7FFF + (bits >> 16 & 1);
+    bf16::from_bits((bits.wrapping_add(half) >> 16) as u16)
+}
