@@ -2,10 +2,11 @@
 //! on standard input with lines on standard output (`benches/peers/README.md` has the protocol).
 //!
 //! **Invariant**: only the network is timed; reading, preparing and answering happen outside the clock.
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use candle_core::{Device, Tensor};
-use clap::Parser;
-use elastic::model::{Model, ModelArgs};
+use clap::{Parser, ValueEnum as _};
+use elastic::model::kernels::isa::{Isa, Level};
+use elastic::model::{Model, ModelArgs, Precision, Session, SessionSize};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
@@ -18,7 +19,8 @@ const RUNS_MAX: usize = 10_000;
 /// Flags; what `cargo bench` adds is let through.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Name of the row: `elastic-f32`, `elastic-bf16` or `elastic-int8`
+    /// Name of the row: `elastic-f32`, `elastic-bf16` or `elastic-int8`, with `@avx2` and the like to force an
+    /// instruction set
     engine: String,
     /// Threads on one image
     #[arg(long)]
@@ -29,6 +31,9 @@ struct Args {
     /// Folded weights, safetensors
     #[arg(long)]
     weights: PathBuf,
+    /// Weights of `elastic-int8`, as `elastic weights quantize` makes them
+    #[arg(long)]
+    weights_int8: PathBuf,
     /// The network
     #[arg(long)]
     network: String,
@@ -66,30 +71,40 @@ struct Failure {
 /// The engine under test. Everything that depends on its interface is in this block.
 struct Engine {
     model: Model,
+    session: Box<dyn Session>,
+    what: String,
 }
 
 impl Engine {
     fn load(args: &Args) -> anyhow::Result<Self> {
-        if args.engine != "elastic-f32" {
-            bail!("{} is not in this version", args.engine);
-        }
-        ensure!(args.threads == 1, "{} runs an image on one thread in this version", args.engine);
+        let name = args.engine.strip_prefix("elastic-").unwrap_or(&args.engine);
+        let (name, isa) = name.split_once('@').map_or((name, None), |(name, isa)| (name, Some(isa)));
+        let parse = |error: String| anyhow::anyhow!("{} is not an engine here: {error}", args.engine);
+        let precision = Precision::from_str(name, true).map_err(parse)?;
+        let isa = isa.map(|isa| Level::from_str(isa, true).map_err(parse)).transpose()?;
+        let weights = if precision == Precision::Int8 { &args.weights_int8 } else { &args.weights };
         let load = ModelArgs {
             model: Some(args.network.clone()),
-            weights: Some(args.weights.clone()),
+            weights: Some(weights.clone()),
+            precision: Some(precision),
+            isa,
             ..ModelArgs::default()
         };
-        Ok(Self { model: Model::load(&load)? })
-    }
-
-    /// What the row in the table is told to be.
-    fn what(&self) -> String {
-        format!("{}, float32", self.model.name())
+        let model = Model::load(&load)?;
+        let size = model.input_size();
+        let session = model.classifier().session(SessionSize {
+            images_max: BATCH_MAX,
+            height: size,
+            width: size,
+            threads: args.threads,
+        })?;
+        let what = format!("{}, {precision}, {}", model.name(), isa.map_or(Isa::best().level(), |isa| isa));
+        Ok(Self { model, session, what })
     }
 
     /// Images `[N, 224, 224, 3]` to logits `[N, 1000]`.
-    fn run(&self, images: &Tensor) -> anyhow::Result<Tensor> {
-        Ok(self.model.classifier().logits(images)?)
+    fn run(&mut self, images: &Tensor) -> anyhow::Result<&[f32]> {
+        Ok(self.session.logits(images)?)
     }
 }
 
@@ -103,32 +118,31 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn serve(args: &Args) -> anyhow::Result<()> {
-    let engine = Engine::load(args)?;
+    let mut engine = Engine::load(args)?;
     let inputs = inputs(args, engine.model.input_size())?;
-    say(&Hello { name: &args.engine, version: env!("CARGO_PKG_VERSION"), what: engine.what() })?;
+    say(&Hello { name: &args.engine, version: env!("CARGO_PKG_VERSION"), what: engine.what.clone() })?;
     for line in std::io::stdin().lock().lines() {
         let command: Command = serde_json::from_str(&line?).context("a command is a line of JSON")?;
         ensure!((1..=BATCH_MAX).contains(&command.batch), "batch must be 1 to {BATCH_MAX}");
         ensure!((1..=RUNS_MAX).contains(&command.runs), "runs must be 1 to {RUNS_MAX}");
         let images = inputs.narrow(0, 0, command.batch)?.contiguous()?;
-        say(&measure(&engine, &images, &command)?)?;
+        say(&measure(&mut engine, &images, &command)?)?;
     }
     Ok(())
 }
 
 // A monotonic clock is what a benchmark is for; nothing here is paused in tests.
 #[allow(clippy::disallowed_types, clippy::disallowed_methods)]
-fn measure(engine: &Engine, images: &Tensor, command: &Command) -> anyhow::Result<Reply> {
+fn measure(engine: &mut Engine, images: &Tensor, command: &Command) -> anyhow::Result<Reply> {
     let mut durations_ns = Vec::with_capacity(command.runs);
     let mut logits = None;
     for _ in 0..command.runs {
         let started = std::time::Instant::now();
         let answer = engine.run(images)?;
         durations_ns.push(started.elapsed().as_nanos() as u64);
-        logits = Some(answer);
+        logits = command.logits.then(|| answer.to_vec());
     }
-    let logits = logits.filter(|_| command.logits).map(|logits| logits.flatten_all()?.to_vec1());
-    Ok(Reply { durations_ns, logits: logits.transpose()? })
+    Ok(Reply { durations_ns, logits })
 }
 
 /// The photos, `[8, side, side, 3]`.

@@ -136,9 +136,11 @@ fn replica_args(args: &Args, registration: &str) -> Vec<OsString> {
     if let Some(pace) = args.pace {
         flag("--pace", format!("{}us", pace.as_micros()).into());
     }
-    let ModelArgs { model, weights, weights_dir, pixels_max, isa, precision } = &args.model;
+    let ModelArgs { model, weights, weights_dir, pixels_max, isa, precision, threads_per_image } =
+        &args.model;
     flag("--weights-dir", weights_dir.into());
     flag("--pixels-max", pixels_max.to_string().into());
+    flag("--threads-per-image", threads_per_image.to_string().into());
     if let Some(model) = model {
         flag("--model", model.into());
     }

@@ -9,8 +9,9 @@ use crate::model::kernels::float::{self, Float};
 use crate::model::kernels::head::{Head, HeadScratch};
 use crate::model::kernels::isa::Isa;
 use crate::model::kernels::matrix::Sizes;
-use crate::model::kernels::ops::{ClassifierOp, FirstBlock, HeadOp, LaterBlock, Padded};
+use crate::model::kernels::ops::{ClassifierOp, Crew, FirstBlock, HeadOp, LaterBlock, Padded};
 use crate::model::kernels::precision::{Normalisation, Precision, Product as _};
+use crate::model::kernels::team::Team;
 use crate::model::kernels::{Padding, Window};
 use crate::model::network::{Convolution, Kind, Network};
 use crate::model::quantise::{Layer, Quantised};
@@ -21,17 +22,30 @@ use std::sync::Arc;
 
 /// Something that classifies photos.
 pub trait Classifier: Send + Sync {
-    /// Memory and state for one thread that classifies up to `images_max` photos of `height` x `width` pixels
-    /// at once.
-    fn session(&self, images_max: usize, size: (usize, usize)) -> Result<Box<dyn Session>>;
+    /// Memory and state for one thread that classifies photos.
+    fn session(&self, size: SessionSize) -> Result<Box<dyn Session>>;
 
     /// Logits `[N, classes]` of photos `[N, height, width, 3]`, in a session of their own.
     fn logits(&self, images: &Tensor) -> Result<Tensor> {
         let (count, height, width, _) = images.dims4()?;
-        let mut session = self.session(count, (height, width))?;
+        let size = SessionSize { images_max: count, height, width, threads: 1 };
+        let mut session = self.session(size)?;
         let logits = session.logits(images)?;
         Tensor::from_slice(logits, (count, logits.len() / count), &Device::Cpu)
     }
+}
+
+/// What a [`Session`] has room for.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionSize {
+    /// Most photos at once.
+    pub images_max: usize,
+    /// Height of the photos, pixels.
+    pub height: usize,
+    /// Width of the photos, pixels.
+    pub width: usize,
+    /// Threads that work on a photo together, the calling one among them.
+    pub threads: usize,
 }
 
 /// A thread's memory for running a [`Classifier`].
@@ -176,11 +190,7 @@ impl<P: Folded> InvertedResiduals<P> {
             blocks,
             windows: plan.blocks.iter().map(|b| (b.depthwise.kernel, b.depthwise.stride)).collect(),
             stem: (plan.stem.kernel, plan.stem.stride),
-            head: Head {
-                weights: reader.pointwise(&plan.head)?,
-                mean: P::mean(reader.kernels),
-                lanes,
-            },
+            head: Head { weights: reader.pointwise(&plan.head)?, mean: P::mean(reader.kernels), lanes },
             classifier: reader.matrix(plan.classifier, &shape, shape[1], false)?,
             padding: network.padding,
             normalisation: network.preprocessing.normalisation,
@@ -260,8 +270,8 @@ impl InvertedResiduals<Byte> {
 }
 
 impl<P: Precision> Classifier for InvertedResiduals<P> {
-    fn session(&self, images_max: usize, size: (usize, usize)) -> Result<Box<dyn Session>> {
-        Ok(Box::new(Running::new(Arc::clone(&self.0), images_max, size)?))
+    fn session(&self, size: SessionSize) -> Result<Box<dyn Session>> {
+        Ok(Box::new(Running::new(Arc::clone(&self.0), size)?))
     }
 }
 
@@ -292,8 +302,7 @@ struct Running<P: Precision> {
     size: (usize, usize),
     geometries: Vec<Geometry>,
     padded: Padded<P>,
-    scratch: Scratch<P>,
-    head: HeadScratch<P>,
+    crew: Crew<P>,
     /// Where each image's logits start.
     offsets: Vec<u32>,
     /// By number of images, from one.
@@ -305,9 +314,10 @@ struct Running<P: Precision> {
 }
 
 impl<P: Precision> Running<P> {
-    fn new(layers: Arc<Layers<P>>, images_max: usize, (height, width): (usize, usize)) -> Result<Self> {
-        if images_max == 0 || height == 0 || width == 0 {
-            bail!("there is nothing to classify in {images_max} images of {height} x {width} pixels");
+    fn new(layers: Arc<Layers<P>>, size: SessionSize) -> Result<Self> {
+        let SessionSize { images_max, height, width, threads } = size;
+        if [images_max, height, width, threads].contains(&0) {
+            bail!("a session needs photos, pixels and threads: {size:?}");
         }
         let (kernel, stride) = layers.stem;
         let stem = Window::new(kernel, stride, layers.padding, height, width);
@@ -319,8 +329,13 @@ impl<P: Precision> Running<P> {
             (height, width) = (window.output_height, window.output_width);
             geometries.push(Geometry::new(block, window, Some(padded.lengths()), images_max, None));
         }
-        let scratch = Scratch::new(layers.blocks.iter().zip(&geometries));
-        let head = HeadScratch::new(images_max, height * width, layers.head.lanes);
+        let scratch = || Scratch::new(layers.blocks.iter().zip(&geometries));
+        let head = || HeadScratch::new(images_max, height * width, layers.head.lanes);
+        let crew = Crew {
+            team: Team::new(threads)?,
+            blocks: (0..threads).map(|_| scratch()).collect(),
+            heads: (0..threads).map(|_| head()).collect(),
+        };
         let classes = layers.classifier.outputs();
         let offsets = (0..images_max).map(|image| (image * classes) as u32).collect();
         let longest = geometries.iter().map(|geometry| geometry.output_length).max().unwrap_or(0);
@@ -334,8 +349,7 @@ impl<P: Precision> Running<P> {
             layers,
             geometries,
             padded,
-            scratch,
-            head,
+            crew,
             offsets,
         })
     }
@@ -350,7 +364,7 @@ impl<P: Precision> Session for Running<P> {
         }
         let (photos, photos_layout) = images.storage_and_layout();
         let Storage::Cpu(photos) = &*photos else { bail!("the photos are not in the CPU's memory") };
-        let Self { layers, geometries, padded, scratch, head, offsets, halves, pooled, logits, .. } = self;
+        let Self { layers, geometries, padded, crew, offsets, halves, pooled, logits, .. } = self;
         let shapes = &self.shapes[count - 1];
         let [mut to, mut from] = halves.each_mut();
         let mut from_layout = photos_layout;
@@ -358,11 +372,11 @@ impl<P: Precision> Session for Running<P> {
         for (at, (block, geometry)) in layers.blocks.iter().zip(geometries).enumerate() {
             let layout = &shapes.blocks[at];
             if at == 0 {
-                let memory = RefCell::new((&mut *padded, &mut *scratch));
+                let memory = RefCell::new((&mut *padded, &mut *crew));
                 let op = FirstBlock { block, geometry, images: count, memory };
                 op.cpu_fwd(to, layout, photos, photos_layout)?;
             } else {
-                let op = LaterBlock { block, geometry, images: count, scratch: RefCell::new(&mut *scratch) };
+                let op = LaterBlock { block, geometry, images: count, crew: RefCell::new(&mut *crew) };
                 op.cpu_fwd(to, layout, from, from_layout)?;
             }
             std::mem::swap(&mut to, &mut from);
@@ -370,13 +384,18 @@ impl<P: Precision> Session for Running<P> {
         }
         let (_, height, width, _) = from_layout.shape().dims4()?;
         let size = (count, height * width);
-        HeadOp { head: &layers.head, size, scratch: RefCell::new(head) }.cpu_fwd(
+        HeadOp { head: &layers.head, size, crew: RefCell::new(&mut *crew) }.cpu_fwd(
             pooled,
             &shapes.pooled,
             from,
             from_layout,
         )?;
-        let op = ClassifierOp::<P> { weights: &layers.classifier, images: count, offsets };
+        let op = ClassifierOp::<P> {
+            weights: &layers.classifier,
+            images: count,
+            offsets,
+            crew: RefCell::new(crew),
+        };
         op.cpu_fwd(logits, &shapes.logits, pooled, &shapes.pooled)?;
         Ok(&logits.as_slice::<f32>()?[..count * layers.classifier.outputs()])
     }

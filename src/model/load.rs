@@ -20,6 +20,8 @@ const EMBEDDED_INT8: &[u8] = include_bytes!("../../weights/efficientnet_lite0.in
 pub enum Precision {
     /// 32-bit floating point
     F32,
+    /// bfloat16, rounded from f32 weights; fast where the CPU has AVX-512-BF16
+    Bf16,
     /// 8-bit integers
     Int8,
 }
@@ -28,6 +30,7 @@ impl fmt::Display for Precision {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::F32 => "f32",
+            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         })
     }
@@ -71,25 +74,31 @@ pub(super) fn load(args: &ModelArgs) -> Result<Model, ModelError> {
     };
     let precision = precision(args.precision, bytes, &source)?;
     let (network, classifier) = match precision {
-        Precision::F32 => floats(network, bytes, isa).map_err(failed)?,
+        Precision::F32 | Precision::Bf16 => floats(network, bytes, isa, precision).map_err(failed)?,
         Precision::Int8 => integers(network, bytes, isa, &source)?,
     };
     let description = network.description();
     let labels = labels::load(&description, source.path())?;
     announce(network, named.is_some(), (precision, isa), &source, args);
     let pixels_max = u64::from(args.pixels_max) * 1_000_000;
-    Ok(Model { description, classifier, labels, pixels_max })
+    Ok(Model { description, classifier, labels, pixels_max, threads_per_image: args.threads_per_image })
 }
 
 type Loaded = (&'static Network, Box<dyn Classifier>);
 
-fn floats(network: Option<&'static Network>, bytes: &[u8], isa: Isa) -> Result<Loaded, WeightsError> {
+fn floats(
+    network: Option<&'static Network>,
+    bytes: &[u8],
+    isa: Isa,
+    precision: Precision,
+) -> Result<Loaded, WeightsError> {
     let tensors = weights::parse(bytes)?;
     let network = match network {
         Some(network) => network,
         None => weights::recognise(&tensors)?,
     };
-    Ok((network, forward::float32(network, &tensors, isa)?))
+    let build = if precision == Precision::Bf16 { forward::bfloat16 } else { forward::float32 };
+    Ok((network, build(network, &tensors, isa)?))
 }
 
 fn integers(
@@ -123,7 +132,7 @@ fn load_from_zoo(network: &'static str, args: &ModelArgs) -> Result<Model, Model
     let classes = description.classes;
     tracing::info!(model = network, weights = %path.display(), classes, why = "--model names it", "model loaded");
     let pixels_max = u64::from(args.pixels_max) * 1_000_000;
-    Ok(Model { description, classifier, labels, pixels_max })
+    Ok(Model { description, classifier, labels, pixels_max, threads_per_image: args.threads_per_image })
 }
 
 /// Says what is missing.
@@ -173,7 +182,7 @@ fn precision(asked: Option<Precision>, bytes: &[u8], source: &Source) -> Result<
             let hint = "`elastic weights quantize --calibrate DIR IN OUT` makes int8 weights";
             refuse("floating point", Precision::Int8, hint)
         }
-        (Some(wanted @ Precision::F32), true) => {
+        (Some(wanted @ (Precision::F32 | Precision::Bf16)), true) => {
             refuse("int8", wanted, "name the weights they were made from")
         }
         (Some(precision), _) => Ok(precision),

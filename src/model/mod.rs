@@ -16,7 +16,7 @@ pub mod quantise;
 pub mod weights;
 pub mod zoo;
 
-pub use forward::{Classifier, Session};
+pub use forward::{Classifier, Session, SessionSize};
 pub use image::DecodeError;
 pub use load::{Precision, check_file, embedded};
 
@@ -69,6 +69,15 @@ pub struct ModelArgs {
     /// [default: what the weights are: int8, else f32]
     #[arg(long, env = "ELASTIC_PRECISION", value_enum, value_name = "FORMAT")]
     pub precision: Option<Precision>,
+    /// Threads that work on one image together: lower latency, at some cost in images per second
+    #[arg(
+        long,
+        env = "ELASTIC_THREADS_PER_IMAGE",
+        default_value_t = 1,
+        value_name = "N",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64)
+    )]
+    pub threads_per_image: usize,
 }
 
 impl Default for ModelArgs {
@@ -80,6 +89,7 @@ impl Default for ModelArgs {
             pixels_max: 50,
             isa: None,
             precision: None,
+            threads_per_image: 1,
         }
     }
 }
@@ -168,6 +178,7 @@ pub struct Model {
     classifier: Box<dyn Classifier>,
     labels: Vec<String>,
     pixels_max: u64,
+    threads_per_image: usize,
 }
 
 impl Model {
@@ -194,6 +205,12 @@ impl Model {
         self.description.preprocessing.crop as usize
     }
 
+    /// Threads that work on one image together.
+    #[must_use]
+    pub fn threads_per_image(&self) -> usize {
+        self.threads_per_image
+    }
+
     /// Names of the classes, by index.
     #[must_use]
     pub fn labels(&self) -> &[String] {
@@ -214,7 +231,9 @@ impl Model {
     /// Memory for one thread that classifies up to `images_max` images at once.
     pub fn session(&self, images_max: usize) -> Result<ModelSession, ModelError> {
         let size = self.input_size();
-        Ok(ModelSession { session: self.classifier.session(images_max, (size, size))?, images_max, size })
+        let threads = self.threads_per_image;
+        let session = SessionSize { images_max, height: size, width: size, threads };
+        Ok(ModelSession { session: self.classifier.session(session)?, images_max, size })
     }
 
     /// Logits of one image `[1, size, size, 3]`, in a session of its own.

@@ -135,7 +135,7 @@ pub async fn serve(
 
 fn state(model: Model, settings: Settings, shutdown: Shutdown) -> anyhow::Result<Arc<State>> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = settings.threads.unwrap_or(cpus);
+    let threads = settings.threads.unwrap_or((cpus / model.threads_per_image()).max(1));
     ensure!((1..=1024).contains(&threads), "--threads must be from 1 to 1024");
     ensure!((1..=64).contains(&settings.batch_max), "--batch-max must be from 1 to 64");
     ensure!(!settings.timeout.is_zero(), "--timeout must be longer than 0");

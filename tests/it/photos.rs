@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 use candle_core::Device;
 use elastic::model::kernels::isa::{Isa, Level};
-use elastic::model::{DecodeError, Model, ModelArgs};
+use elastic::model::{DecodeError, Model, ModelArgs, Precision, SessionSize};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageFormat, Rgba};
 use std::io::Cursor;
@@ -280,7 +280,10 @@ fn inference_allocates_nothing_once_it_is_warm() {
     let photo = model.decode(&photo("goldfish.jpg")).unwrap();
     let batch = candle_core::Tensor::cat(&[&photo, &photo], 0).unwrap();
     let size = model.input_size();
-    let mut session = model.classifier().session(2, (size, size)).unwrap();
+    let mut session = model
+        .classifier()
+        .session(SessionSize { images_max: 2, height: size, width: size, threads: 1 })
+        .unwrap();
     let first = session.logits(&photo).unwrap().to_vec();
     for images in [&photo, &batch] {
         let allocations = allocation_counter::measure(|| {
@@ -315,4 +318,33 @@ fn an_instruction_set_that_the_cpu_lacks_is_refused() {
     let args = ModelArgs { weights_dir: "/nonexistent".into(), isa: Some(missing), ..ModelArgs::default() };
     let error = Model::load(&args).err().unwrap().to_string();
     assert!(error.contains("does not have") && error.contains("scalar"), "{error}");
+}
+
+#[test]
+fn threads_and_number_formats_change_little_or_nothing() {
+    let args = ModelArgs { weights_dir: "/nonexistent".into(), ..ModelArgs::default() };
+    let photos: Vec<Vec<u8>> = ["goldfish.jpg", "dam.jpg", "solar-dish.jpg"].map(photo).into();
+    let logits = |args: ModelArgs| {
+        let model = Model::load(&args).unwrap();
+        let mut session = model.session(3).unwrap();
+        let inputs: Vec<_> = photos.iter().map(|bytes| model.decode(bytes).unwrap()).collect();
+        let together = session.logits(&candle_core::Tensor::cat(&inputs, 0).unwrap()).unwrap();
+        let alone: Vec<_> = inputs.iter().flat_map(|input| session.logits(input).unwrap()).collect();
+        assert_eq!(alone, together);
+        alone
+    };
+    let precise = logits(args.clone());
+    for (precision, tolerance) in [(Precision::F32, 0.0), (Precision::Bf16, 0.1), (Precision::Int8, 0.3)] {
+        let of = |threads_per_image| {
+            logits(ModelArgs { precision: Some(precision), threads_per_image, ..args.clone() })
+        };
+        let (one, three) = (of(1), of(3));
+        assert_eq!(one, three, "{precision}");
+        for (one, precise) in one.iter().zip(&precise) {
+            let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+            let apart =
+                norm(&mut one.iter().zip(precise).map(|(a, b)| a - b)) / norm(&mut precise.iter().copied());
+            assert!(apart <= tolerance, "{precision}: {apart} apart");
+        }
+    }
 }

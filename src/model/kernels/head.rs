@@ -4,6 +4,7 @@
 //! at a time.
 use crate::model::kernels::memory::Buffer;
 use crate::model::kernels::precision::{Mean as _, Precision, Product as _, Source, Target};
+use std::ops::Range;
 
 /// Memory that the head works in.
 pub(in crate::model) struct HeadScratch<P: Precision> {
@@ -37,21 +38,26 @@ pub(in crate::model) struct Head<P: Precision> {
 }
 
 impl<P: Precision> Head<P> {
-    /// Runs `images` images of `pixels` pixels: `[images, pixels, inputs]` to `[images, outputs]`.
+    /// Runs some blocks of output channels for `images` images of `pixels` pixels: `[images, pixels, inputs]` to
+    /// `[images, outputs]`.
+    ///
+    /// # Safety
+    /// `output` must be good for writes of every image and channel, and nobody else may write these blocks.
     ///
     /// # Panics
-    /// If the slices or the scratch are shorter than that.
-    pub(in crate::model) fn run(
+    /// If the input or the scratch is shorter than that.
+    pub(in crate::model) unsafe fn run(
         &self,
         (images, pixels): (usize, usize),
         input: &[P::Value],
-        output: &mut [P::Value],
+        output: *mut P::Value,
+        blocks: Range<usize>,
         scratch: &mut HeadScratch<P>,
     ) {
         let (inputs, outputs, lanes) = (self.weights.inputs(), self.weights.outputs(), self.lanes);
-        assert!(input.len() >= images * pixels * inputs && output.len() >= images * outputs);
+        assert!(input.len() >= images * pixels * inputs && blocks.end <= outputs.div_ceil(lanes));
         assert!(scratch.wide.len() >= images * pixels * lanes && scratch.means.len() >= lanes);
-        for block in 0..outputs.div_ceil(lanes) {
+        for block in blocks {
             let channel = block * lanes;
             let source = Source { values: input.as_ptr(), pixel_stride: inputs, segment_stride: 0 };
             let target = Target {
@@ -66,38 +72,36 @@ impl<P: Precision> Head<P> {
             unsafe { self.weights.run(self.weights.panels_of_block(block), source, target) };
             let filled = lanes.min(outputs - channel);
             for image in 0..images {
-                // SAFETY: as above.
+                // SAFETY: as above; the caller vouches for the output.
                 unsafe {
                     let wide = scratch.wide.as_ptr().add(image * pixels * lanes);
                     self.mean.run(channel, wide, (pixels, lanes), scratch.means.as_mut_ptr());
+                    let output = output.add(image * outputs + channel);
+                    std::ptr::copy_nonoverlapping(scratch.means.as_ptr(), output, filled);
                 }
-                output[image * outputs + channel..][..filled].copy_from_slice(&scratch.means[..filled]);
             }
         }
     }
 }
 
-/// The classifier: `[images, inputs]` to float32 `[images, classes]`.
+/// Some panels of the classifier: `[images, inputs]` to float32, each image's logits at its offset.
+///
+/// # Safety
+/// `output` must be good for writes of all classes at every offset, and nobody else may write these panels.
 ///
 /// # Panics
-/// If a slice is shorter than that.
-pub(in crate::model) fn classify<P: Precision>(
+/// If the input is shorter than that.
+pub(in crate::model) unsafe fn classify<P: Precision>(
     weights: &P::Product,
-    images: usize,
+    panels: Range<usize>,
     input: &[P::Value],
-    output: &mut [f32],
+    output: *mut f32,
     offsets: &[u32],
 ) {
-    let (inputs, outputs) = (weights.inputs(), weights.outputs());
-    assert!(input.len() >= images * inputs && output.len() >= images * outputs);
-    assert!(offsets[..images].iter().all(|offset| *offset as usize + outputs <= output.len()));
+    let inputs = weights.inputs();
+    assert!(input.len() >= offsets.len() * inputs);
     let source = Source { values: input.as_ptr(), pixel_stride: inputs, segment_stride: 0 };
-    let target = Target {
-        values: output.as_mut_ptr(),
-        offsets: &offsets[..images],
-        residual: std::ptr::null(),
-        padded: false,
-    };
-    // SAFETY: the assertions above make input and output hold every image and channel.
-    unsafe { weights.run_to_float(weights.panels(), source, target) };
+    let target = Target { values: output, offsets, residual: std::ptr::null(), padded: false };
+    // SAFETY: the assertion makes the input hold every image; the caller vouches for the output.
+    unsafe { weights.run_to_float(panels, source, target) };
 }

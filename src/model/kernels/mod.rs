@@ -5,7 +5,8 @@
 //! holds the float32 layers over the vectors of `simd`, `byte` the int8 ones; `block` and `head` put
 //! layers together; `ops` makes candle operations of them; [`pixels`] is for decoding photos; [`scalar`] is the reference that all are compared with.
 //!
-//! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; `unsafe`
+//! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; only `team`
+//! knows other threads; `unsafe`
 //! lives below this module only.
 #![allow(unsafe_code)]
 #![allow(clippy::inline_always)] // what runs inside a function that enables instructions must be inlined there
@@ -24,6 +25,7 @@ pub mod pixels;
 pub(in crate::model) mod precision;
 pub mod scalar;
 mod simd;
+pub(in crate::model) mod team;
 mod tile;
 
 pub use precision::Normalisation;

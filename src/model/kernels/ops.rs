@@ -5,6 +5,7 @@ use crate::model::kernels::block::{Block, Geometry, Pass, Scratch};
 use crate::model::kernels::head::{Head, HeadScratch, classify};
 use crate::model::kernels::memory::Buffer;
 use crate::model::kernels::precision::{Normalisation, Pixels, Precision, Product as _};
+use crate::model::kernels::team::{Team, share};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -83,7 +84,7 @@ pub(in crate::model) struct FirstBlock<'a, P: Precision> {
     pub(in crate::model) block: &'a Block<P>,
     pub(in crate::model) geometry: &'a Geometry,
     pub(in crate::model) images: usize,
-    pub(in crate::model) memory: RefCell<(&'a mut Padded<P>, &'a mut Scratch<P>)>,
+    pub(in crate::model) memory: RefCell<(&'a mut Padded<P>, &'a mut Crew<P>)>,
 }
 
 impl<P: Precision> InplaceOp2 for FirstBlock<'_, P> {
@@ -93,7 +94,7 @@ impl<P: Precision> InplaceOp2 for FirstBlock<'_, P> {
 
     fn cpu_fwd(&self, output: &mut CpuStorage, to: &Layout, input: &CpuStorage, from: &Layout) -> Result<()> {
         let memory = &mut *self.memory.borrow_mut();
-        let (padded, scratch) = (&mut *memory.0, &mut *memory.1);
+        let (padded, crew) = (&mut *memory.0, &mut *memory.1);
         let from = range(from, self.images * padded.height * padded.width * 3)?;
         let pixels = match input {
             CpuStorage::U8(bytes) => Pixels::Bytes(&bytes[from]),
@@ -102,7 +103,7 @@ impl<P: Precision> InplaceOp2 for FirstBlock<'_, P> {
         };
         padded.fill(self.images, pixels);
         let output = &mut P::values_mut(output)?[range(to, self.images * self.geometry.output_length)?];
-        run(self.block, self.geometry, self.images, &padded.values, output, scratch);
+        run(self.block, self.geometry, self.images, &padded.values, output, crew);
         Ok(())
     }
 }
@@ -112,7 +113,7 @@ pub(in crate::model) struct LaterBlock<'a, P: Precision> {
     pub(in crate::model) block: &'a Block<P>,
     pub(in crate::model) geometry: &'a Geometry,
     pub(in crate::model) images: usize,
-    pub(in crate::model) scratch: RefCell<&'a mut Scratch<P>>,
+    pub(in crate::model) crew: RefCell<&'a mut Crew<P>>,
 }
 
 impl<P: Precision> InplaceOp2 for LaterBlock<'_, P> {
@@ -123,8 +124,29 @@ impl<P: Precision> InplaceOp2 for LaterBlock<'_, P> {
     fn cpu_fwd(&self, output: &mut CpuStorage, to: &Layout, input: &CpuStorage, from: &Layout) -> Result<()> {
         let input = &P::values(input)?[range(from, self.images * self.geometry.input_length)?];
         let output = &mut P::values_mut(output)?[range(to, self.images * self.geometry.output_length)?];
-        run(self.block, self.geometry, self.images, input, output, &mut self.scratch.borrow_mut());
+        run(self.block, self.geometry, self.images, input, output, &mut self.crew.borrow_mut());
         Ok(())
+    }
+}
+
+/// Threads that work on an image, each with its memory.
+pub(in crate::model) struct Crew<P: Precision> {
+    pub(in crate::model) team: Team,
+    /// One a member.
+    pub(in crate::model) blocks: Vec<Scratch<P>>,
+    /// One a member.
+    pub(in crate::model) heads: Vec<HeadScratch<P>>,
+}
+
+/// What a job shares although it holds pointers.
+struct Together<T>(T);
+
+// SAFETY: whoever makes one gives each member a part of what is pointed at that no other member touches.
+unsafe impl<T> Sync for Together<T> {}
+
+impl<T> Together<T> {
+    fn get(&self) -> &T {
+        &self.0
     }
 }
 
@@ -134,13 +156,24 @@ fn run<P: Precision>(
     images: usize,
     input: &[P::Value],
     output: &mut [P::Value],
-    scratch: &mut Scratch<P>,
+    crew: &mut Crew<P>,
 ) {
     assert!(input.len() >= images * geometry.input_length && output.len() >= images * geometry.output_length);
+    let members = crew.blocks.len();
     let pass = Pass { block, geometry, input: input.as_ptr(), output: output.as_mut_ptr() };
-    // SAFETY: the assertion makes input and output hold every image; the scratch was made for every block of
-    // the network that it comes with.
-    unsafe { pass.run(0..images, 0..geometry.window.output_height, scratch) };
+    let shared = Together((pass, crew.blocks.as_mut_ptr()));
+    let rows = geometry.window.output_height;
+    crew.team.run(&|member| {
+        let (pass, scratch) = shared.get();
+        let (images, rows) = if images >= members {
+            (share(images, member, members), 0..rows)
+        } else {
+            (0..images, share(rows, member, members))
+        };
+        // SAFETY: the assertion makes input and output hold every image, of which each member has a share of
+        // its own; there is a scratch for each member, made for every block of the network that it comes with.
+        unsafe { pass.run(images, rows, &mut *scratch.add(member)) };
+    });
 }
 
 /// The last convolution and the mean: `[images, height, width, channels]` to `[images, channels']`.
@@ -148,7 +181,7 @@ pub(in crate::model) struct HeadOp<'a, P: Precision> {
     pub(in crate::model) head: &'a Head<P>,
     /// Images, and pixels in each.
     pub(in crate::model) size: (usize, usize),
-    pub(in crate::model) scratch: RefCell<&'a mut HeadScratch<P>>,
+    pub(in crate::model) crew: RefCell<&'a mut Crew<P>>,
 }
 
 impl<P: Precision> InplaceOp2 for HeadOp<'_, P> {
@@ -161,7 +194,19 @@ impl<P: Precision> InplaceOp2 for HeadOp<'_, P> {
         let (inputs, outputs) = (self.head.weights.inputs(), self.head.weights.outputs());
         let input = &P::values(input)?[range(from, images * pixels * inputs)?];
         let output = &mut P::values_mut(output)?[range(to, images * outputs)?];
-        self.head.run(self.size, input, output, &mut self.scratch.borrow_mut());
+        let crew = &mut **self.crew.borrow_mut();
+        let members = crew.heads.len();
+        let (head, size) = (self.head, self.size);
+        let blocks = outputs.div_ceil(head.lanes);
+        let shared = Together((output.as_mut_ptr(), crew.heads.as_mut_ptr()));
+        crew.team.run(&|member| {
+            let (output, scratch) = shared.get();
+            // SAFETY: input and output hold every image; each member has blocks of channels and memory of its own.
+            unsafe {
+                let scratch = &mut *scratch.add(member);
+                head.run(size, input, *output, share(blocks, member, members), scratch);
+            }
+        });
         Ok(())
     }
 }
@@ -172,6 +217,7 @@ pub(in crate::model) struct ClassifierOp<'a, P: Precision> {
     pub(in crate::model) images: usize,
     /// Where each image's logits start.
     pub(in crate::model) offsets: &'a [u32],
+    pub(in crate::model) crew: RefCell<&'a mut Crew<P>>,
 }
 
 impl<P: Precision> InplaceOp2 for ClassifierOp<'_, P> {
@@ -183,7 +229,18 @@ impl<P: Precision> InplaceOp2 for ClassifierOp<'_, P> {
         let input = &P::values(input)?[range(from, self.images * self.weights.inputs())?];
         let CpuStorage::F32(output) = output else { bail!("logits are float32") };
         let output = &mut output[range(to, self.images * self.weights.outputs())?];
-        classify::<P>(self.weights, self.images, input, output, self.offsets);
+        let crew = &mut **self.crew.borrow_mut();
+        let members = crew.heads.len();
+        let weights = self.weights;
+        let panels = weights.panels().len();
+        let offsets = &self.offsets[..self.images];
+        assert!(offsets.iter().all(|offset| *offset as usize + self.weights.outputs() <= output.len()));
+        let shared = Together(output.as_mut_ptr());
+        crew.team.run(&|member| {
+            let panels = share(panels, member, members);
+            // SAFETY: input and output hold every image, as was asserted; each member has panels of its own.
+            unsafe { classify::<P>(weights, panels, input, *shared.get(), offsets) };
+        });
         Ok(())
     }
 }

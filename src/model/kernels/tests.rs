@@ -7,7 +7,7 @@ use super::head::{Head, HeadScratch};
 use super::integer;
 use super::isa::Isa;
 use super::matrix::Sizes;
-use super::precision::{Product as _, Source, Target};
+use super::precision::{Precision, Product as _, Source, Target};
 use super::*;
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _};
@@ -257,9 +257,18 @@ proptest! {
             let lanes = kernels.block;
             let head = Head::<Float> { weights: layer.packed(kernels, None), mean: Average::new(kernels), lanes };
             let mut output = vec![f32::NAN; images * outputs];
-            head.run((images, pixels), &input.values, &mut output, &mut HeadScratch::new(images, pixels, lanes));
+            run_head(&head, (images, pixels), &input.values, &mut output);
             assert_close(isa, &output, &expected);
         }
+    }
+}
+
+/// A head in two parts, as two threads would.
+fn run_head<P: Precision>(head: &Head<P>, size: (usize, usize), input: &[P::Value], output: &mut [P::Value]) {
+    let blocks = head.weights.outputs().div_ceil(head.lanes);
+    let mut scratch = HeadScratch::new(size.0, size.1, head.lanes);
+    for blocks in [0..blocks / 2, blocks / 2..blocks] {
+        unsafe { head.run(size, input, output.as_mut_ptr(), blocks, &mut scratch) };
     }
 }
 
@@ -391,11 +400,12 @@ proptest! {
             let weights = layer.packed(kernels, inputs, None);
             let head = Head::<Byte> { weights, mean: byte::Average::new(&pool), lanes };
             let mut got = vec![0; images * features];
-            head.run((images, pixels), &input, &mut got, &mut HeadScratch::new(images, pixels, lanes));
+            run_head(&head, (images, pixels), &input, &mut got);
             prop_assert!(got == pooled, "{isa}");
             let offsets: Vec<u32> = (0..images).map(|image| (image * classes) as u32).collect();
             let mut got = vec![f32::NAN; images * classes];
-            super::head::classify::<Byte>(&last.packed(kernels, features, None), images, &pooled, &mut got, &offsets);
+            let last = last.packed(kernels, features, None);
+            unsafe { super::head::classify::<Byte>(&last, last.panels(), &pooled, got.as_mut_ptr(), &offsets) };
             prop_assert!(got == logits, "{isa}");
         }
     }

@@ -9,7 +9,7 @@
 //! of the other networks; where it is not, [`load`] says so.
 use super::catalogue::{Built, CATALOGUE, Entry};
 use super::tensors::{Tensors, TensorsError};
-use crate::model::forward::{Classifier, Session};
+use crate::model::forward::{Classifier, Session, SessionSize};
 use crate::model::kernels::Normalisation;
 use crate::model::network::Description;
 use candle_core::{DType, Device, Result, Tensor};
@@ -36,7 +36,7 @@ struct Running {
 }
 
 impl Classifier for Arc<Other> {
-    fn session(&self, _images_max: usize, _size: (usize, usize)) -> Result<Box<dyn Session>> {
+    fn session(&self, _size: SessionSize) -> Result<Box<dyn Session>> {
         Ok(Box::new(Running { other: Self::clone(self), logits: Vec::new() }))
     }
 }
