@@ -19,7 +19,7 @@ from measure import Case, Engine, Result, Settings, measure
 from table import Table
 
 REFERENCE = "onnxruntime-f32"
-OWN = ("elastic-f32", "elastic-bf16", "elastic-int8")
+OWN = ("elastic-f32", "elastic-bf16", "elastic-int8", "elastic-f32@avx2")
 PYTHON = (
     "onnxruntime-f32", "onnxruntime-int8", "openvino-f32", "openvino-bf16", "openvino-int8", "litert-f32",
     "litert-int8", "torch-eager", "torch-jit", "torch-compile",
@@ -53,7 +53,7 @@ def engines(names: list[str]) -> list[Engine]:
 
     def command(name: str) -> list[str]:
         if name in OWN:
-            return [str(own), name]
+            return [str(own), name, "--weights-int8", str(prepare.INTEGERS)]
         if name in RUST:
             return [str(rust), name]
         return [str(prepare.PYTHON), str(prepare.HERE / "engines.py"), name]
@@ -84,6 +84,8 @@ def main() -> int:
     if len(cores) > 1:
         cases.append(Case(2, tuple(cores[:2]), 1))
     common = ["--models", str(prepare.MODELS), "--weights", str(weights), "--network", network]
+    if "elastic-int8" in args.engines and not args.skip_install:
+        prepare.quantise(weights)
     results = measure(rows, cases, Settings(args.rounds, args.turn_ms, prepare.LOGS, common))
     explain(results)
     table = Table(results, REFERENCE, cases, {"network": network, **describe(cores)})

@@ -16,6 +16,7 @@ HERE = ROOT / "benches" / "peers"
 TARGET = ROOT / "target" / "peers"
 PYTHON = TARGET / "venv/bin/python"
 MODELS = TARGET / "models"
+INTEGERS = MODELS / "elastic.int8.safetensors"
 LOGS = TARGET / "logs"
 PHOTOS = (TARGET / "photos", ROOT / "tests/photos")
 NETWORKS = ("mobilenet_v2", "efficientnet_lite0")
@@ -100,6 +101,12 @@ def build_elastic() -> Path:
         return Path(os.environ["ELASTIC"]).resolve()
     step("building elastic", [_cargo(), "build", "--release", "--locked"])
     return ROOT / "target/release/elastic"
+
+
+def quantise(weights: Path) -> None:
+    """Makes the int8 weights of this engine, calibrated on the first folder of photos."""
+    command: list[str | Path] = [build_elastic(), "weights", "quantize", "--calibrate", PHOTOS[0], weights, INTEGERS]
+    step("making int8 weights", command)
 
 
 def build_rust_peers() -> Path:
