@@ -172,15 +172,14 @@ impl<P: Folded> InvertedResiduals<P> {
             });
         }
         let shape = [network.classes, network.head_channels];
+        if !shape[1].is_multiple_of(P::GROUP) {
+            return Err(WeightsError::Unsupported(network.name, plan.classifier.to_owned()));
+        }
         Ok(Self(Arc::new(Layers {
             blocks,
             windows: plan.blocks.iter().map(|b| (b.depthwise.kernel, b.depthwise.stride)).collect(),
             stem: (plan.stem.kernel, plan.stem.stride),
-            head: Head {
-                weights: reader.pointwise(&plan.head)?,
-                mean: P::mean(reader.kernels),
-                lanes,
-            },
+            head: Head { weights: reader.pointwise(&plan.head)?, mean: P::mean(reader.kernels), lanes },
             classifier: reader.matrix(plan.classifier, &shape, shape[1], false)?,
             padding: network.padding,
             normalisation: network.preprocessing.normalisation,

@@ -2,8 +2,9 @@
 //! run them strip by strip, and the candle operations that carry them.
 //!
 //! [`isa`] says what the CPU has; `precision` what float32, bfloat16 and int8 layers have in common; `float`
-//! holds the float32 layers over the vectors of `simd`, `byte` the int8 ones; `block` and `head` put layers together; `ops`
-//! makes candle operations of them; [`scalar`] is the reference that all are compared with.
+//! holds the float32 layers over the vectors of `simd`, `brain` the bfloat16 ones, `byte` the int8 ones; `block`
+//! and `head` put layers together; `ops` makes candle operations of them; [`scalar`] is the reference that all
+//! are compared with.
 //!
 //! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; `unsafe`
 //! lives below this module only.

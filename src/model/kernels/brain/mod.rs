@@ -7,8 +7,6 @@
 mod avx512;
 mod layers;
 mod portable;
-#[cfg(test)]
-mod tests;
 mod tiles;
 
 pub(in crate::model) use layers::{Average, Channelwise, Pointwise};
