@@ -186,6 +186,9 @@ impl<P: Folded> InvertedResiduals<P> {
             });
         }
         let shape = [network.classes, network.head_channels];
+        if !shape[1].is_multiple_of(P::GROUP) {
+            return Err(WeightsError::Unsupported(network.name, plan.classifier.to_owned()));
+        }
         Ok(Self(Arc::new(Layers {
             blocks,
             windows: plan.blocks.iter().map(|b| (b.depthwise.kernel, b.depthwise.stride)).collect(),

@@ -112,3 +112,50 @@ fn folded_networks_equal_unfolded_ones() {
         }
     }
 }
+
+/// The same with even numbers of channels, which bfloat16 products read in twos.
+static EVEN_STAGES: [Stage; 3] = [
+    Stage { channels: 6, ..STAGES[0] },
+    Stage { channels: 8, ..STAGES[1] },
+    Stage { channels: 10, ..STAGES[2] },
+];
+static EVEN: Network =
+    Network { stages: &EVEN_STAGES, stem_channels: 8, head_channels: 12, ..small(&MOBILENET_V2) };
+
+/// A network's folded tensors with reproducible values.
+fn folded(network: &'static Network) -> Tensors {
+    let unfolded = sample::unfolded(network, 17);
+    let (_, file) = convert::convert(&sample::pickles(&unfolded), Some(network), DType::F32).unwrap();
+    weights::parse(&file).unwrap()
+}
+
+#[test]
+fn bfloat16_is_near_float32_on_every_instruction_set() {
+    let tensors = folded(&EVEN);
+    let bytes: Vec<u8> = (0..2 * 21 * 21 * 3).map(|at| (at * 7919 % 251) as u8).collect();
+    let images = Tensor::from_vec(bytes, (2, 21, 21, 3), &Device::Cpu).unwrap();
+    for isa in Isa::all() {
+        let logits = [forward::float32, forward::bfloat16].map(|network| {
+            let logits = network(&EVEN, &tensors, isa).unwrap().logits(&images).unwrap();
+            logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        });
+        let largest = logits[0].iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
+        for (float, brain) in logits[0].iter().zip(&logits[1]) {
+            assert!((float - brain).abs() < 0.02 * largest, "{isa}: {logits:?}");
+        }
+    }
+}
+
+#[test]
+fn bfloat16_refuses_odd_numbers_of_channels() {
+    static ODD_HEAD: Network =
+        Network { stages: &EVEN_STAGES, stem_channels: 8, head_channels: 11, ..small(&MOBILENET_V2) };
+    for (network, layer) in [
+        (&SMALL_MOBILENET, "features.2.conv.0.0"),
+        (&SMALL_EFFICIENTNET, "_expand_conv"),
+        (&ODD_HEAD, "classifier"),
+    ] {
+        let error = forward::bfloat16(network, &folded(network), Isa::best()).err().unwrap();
+        assert!(error.to_string().contains(layer), "{error}");
+    }
+}

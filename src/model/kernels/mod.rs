@@ -2,12 +2,12 @@
 //! run them strip by strip, and the candle operations that carry them.
 //!
 //! [`isa`] says what the CPU has; `precision` what float32, bfloat16 and int8 layers have in common; `float`
-//! holds the float32 layers over the vectors of `simd`, `byte` the int8 ones; `block` and `head` put
-//! layers together; `ops` makes candle operations of them; [`pixels`] is for decoding photos; [`scalar`] is the reference that all are compared with.
+//! holds the float32 layers over the vectors of `simd`, `brain` the bfloat16 ones, `byte` the int8 ones; `block`
+//! and `head` put layers together; `ops` makes candle operations of them; [`pixels`] is for decoding photos;
+//! [`scalar`] is the reference that all are compared with.
 //!
 //! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; only `team`
-//! knows other threads; `unsafe`
-//! lives below this module only.
+//! knows other threads; `unsafe` lives below this module only.
 #![allow(unsafe_code)]
 #![allow(clippy::inline_always)] // what runs inside a function that enables instructions must be inlined there
 #![allow(clippy::wildcard_imports)] // the intrinsics of an architecture have names of their own

@@ -12,6 +12,8 @@ use super::*;
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _};
 
+mod brain;
+
 /// Reproducible values in -1..1.
 fn values(seed: u64, length: usize) -> Vec<f32> {
     let mut random = rand_pcg::Pcg64Mcg::seed_from_u64(seed);
