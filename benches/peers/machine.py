@@ -40,7 +40,8 @@ def describe(cores: list[int]) -> dict[str, str]:
         "caches": _caches(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "not told",
         "memory": f"{memory_kb / (1 << 20):.0f} GiB",
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}"
+        + (", a virtual machine" if "hypervisor" in flags else ""),
         "python": platform.python_version(),
         "rust": _first_line(["rustc", "--version"]) or "unknown",
         "elastic": _first_line(["git", "describe", "--always", "--dirty"]) or "unknown",

@@ -113,7 +113,7 @@ class Table:
         rows = [header, ["---", "---", *["--:"] * (len(header) - 2)], *self._cells()]
         lines = [f"| {' | '.join(row)} |" for row in rows]
         machine = "; ".join(f"{key}: {value}" for key, value in self.machine.items())
-        return "\n".join([f"Machine: {machine}.", "", *lines, *self._notes("- ")]) + "\n"
+        return "\n".join([f"Measured on: {machine}.", "", *lines, *self._notes("- ")]) + "\n"
 
     def _header(self) -> list[str]:
         header = ["engine", "version"]
@@ -146,7 +146,7 @@ class Table:
             for key, reason in result.missing.items():
                 reasons.setdefault(reason, []).append(key)
             missing += [f"{bullet}{result.name}, {', '.join(keys)}: {reason}" for reason, keys in reasons.items()]
-        return [*notes, "", "Missing:", *missing] if missing else notes
+        return [*notes, "", "Missing:", *([""] if bullet else []), *missing] if missing else notes
 
 
 def _figures_cells(found: Figures | None) -> list[str]:
