@@ -105,19 +105,9 @@ def command(name: str, elastic: Path, network: str, weights: Path) -> list[str]:
         common = ["--network", network, "--weights", str(weights), "--models", str(prepare.MODELS)]
         return [str(prepare.PYTHON), str(prepare.HERE / script), engine, *common]
     precision = name.removeprefix("elastic-")
-    mode = [str(elastic), "serve-model", "--child", "--port", "0", "--threads", "1"]
-    mode += ["--queue-max", str(QUEUE_MAX), "--model", network, "--weights", str(weights)]
-    if knows_precision(elastic):
-        return [*mode, "--precision", precision]
-    if precision != "f32":
-        raise ServiceError("this version has no --precision")
-    return mode
-
-
-def knows_precision(elastic: Path) -> bool:
-    """Whether this version of elastic runs anything but float32."""
-    done = subprocess.run([elastic, "serve-model", "--help"], capture_output=True, timeout=30, check=True)
-    return b"--precision" in done.stdout
+    file = prepare.INTEGERS if precision == "int8" else weights
+    mode = [str(elastic), "serve-model", "--child", "--port", "0", "--threads", "1", "--precision", precision]
+    return [*mode, "--queue-max", str(QUEUE_MAX), "--model", network, "--weights", str(file)]
 
 
 def start(name: str, line: list[str], core: int) -> Service:
@@ -352,6 +342,8 @@ def main() -> int:
         prepare.install_and_export(network, weights)
     prepare.LOGS.mkdir(parents=True, exist_ok=True)
     elastic = prepare.build_elastic()
+    if not args.skip_install:
+        prepare.quantise(weights)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as workload:
         # One line, one request a second: --scale and --line-seconds make of it what a trial needs.
         workload.write("1\n")

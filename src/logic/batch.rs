@@ -196,8 +196,8 @@ impl Batcher {
 
     /// Time from taking `images` images until they are answered that is hardly ever exceeded.
     fn service_bound(&self, images: usize) -> Duration {
-        let decode = self.decode.map_or(0.0, |estimate| estimate.bound());
-        seconds(decode * images as f64 + self.infer_time(images, |estimate| estimate.bound()))
+        let decode = self.decode.as_ref().map_or(0.0, Estimate::bound);
+        seconds(decode * images as f64 + self.infer_time(images, Estimate::bound))
     }
 
     fn decode_mean(&self) -> f64 {
@@ -433,7 +433,7 @@ mod tests {
         #[test]
         fn a_wait_is_never_longer_than_it_can_gain_and_ends(scene in scene()) {
             if let Decision::WaitUntil(until) = scene.decide(scene.now) {
-                let waited = until - scene.line[0].arrived_at;
+                let waited = until.saturating_sub(scene.line[0].arrived_at);
                 prop_assert!(waited <= scene.fixed + Duration::from_micros(1));
                 prop_assert!(waited <= scene.infer(1) + Duration::from_micros(1));
                 prop_assert!(matches!(scene.decide(until), Decision::Run(images, _) if images == scene.line.len()));

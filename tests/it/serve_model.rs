@@ -244,5 +244,5 @@ async fn images_in_a_batch_are_answered_as_if_alone() {
     assert_eq!(refusal(late.unwrap()).await.0, 504);
     let (images, batches) = batches(&replica.url).await;
     // Two alone, eight good ones and the bad one; the late one was in none.
-    assert!(images == 11.0 && batches < images, "{images} images in {batches} batches");
+    assert!((images - 11.0).abs() < 0.5 && batches < images, "{images} images in {batches} batches");
 }

@@ -208,6 +208,9 @@ fn resize(image: &DynamicImage, preprocessing: &Preprocessing) -> Result<Dynamic
         Filter::Bilinear => FilterType::Bilinear,
         Filter::Bicubic => FilterType::CatmullRom,
     };
+    // A hair narrower: where the first output's outermost weight is exactly zero, the library takes the second
+    // output's pixels to start after the first's, and reads outside the image where they do not.
+    let side = side * (1.0 - 2e-6);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(
         (f64::from(width) - side) / 2.0,
         (f64::from(height) - side) / 2.0,

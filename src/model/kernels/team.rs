@@ -72,6 +72,7 @@ impl Team {
             return job(0);
         }
         let shared = &*self.shared;
+        #[allow(clippy::transmute_ptr_to_ptr)] // a cast cannot make a lifetime longer
         // SAFETY: only the lifetime changes; the job is not used after this function has waited for all helpers.
         let job_forever = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const Job>(job) };
         // SAFETY: no helper is at work: the last job is over and `self` is borrowed mutably.

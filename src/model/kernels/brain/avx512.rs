@@ -42,7 +42,13 @@ impl Pairs for Avx512 {
 
     #[inline(always)]
     unsafe fn dot(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
-        unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute(a), std::mem::transmute(b)) }
+        unsafe {
+            _mm512_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m512i, __m512bh>(a),
+                std::mem::transmute::<__m512i, __m512bh>(b),
+            )
+        }
     }
 
     #[inline(always)]
@@ -55,10 +61,10 @@ impl Pairs for Avx512 {
         unsafe {
             if VECTORS == 2 {
                 let narrow = _mm512_cvtne2ps_pbh(vectors[VECTORS - 1], vectors[0]);
-                _mm512_storeu_si512(to.cast(), std::mem::transmute(narrow));
+                _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(narrow));
             } else {
                 let narrow = _mm512_cvtneps_pbh(vectors[0]);
-                _mm256_storeu_si256(to.cast(), std::mem::transmute(narrow));
+                _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(narrow));
             }
         }
     }
@@ -71,7 +77,7 @@ impl Pairs for Avx512 {
     #[inline(always)]
     unsafe fn narrow_first(to: *mut bf16, vector: __m512, count: usize) {
         unsafe {
-            let narrow = std::mem::transmute(_mm512_cvtneps_pbh(vector));
+            let narrow = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(vector));
             _mm256_mask_storeu_epi16(to.cast(), first(count), narrow);
         }
     }

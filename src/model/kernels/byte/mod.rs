@@ -47,7 +47,8 @@ impl Precision for Byte {
             Pixels::Floats(pixels) => {
                 let Normalisation { mean, deviation } = normalisation;
                 for (at, (byte, value)) in row.iter_mut().zip(pixels).enumerate() {
-                    *byte = round(value.mul_add(deviation[at % 3], mean[at % 3]));
+                    // The cast cuts off and limits; whole bytes come back as they were.
+                    *byte = (value * deviation[at % 3] + mean[at % 3] + 0.5) as u8;
                 }
             }
         }
