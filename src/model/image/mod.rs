@@ -3,7 +3,7 @@
 //! JPEG, PNG, WebP, GIF (first frame) and BMP, of any colour type, become 8-bit RGB. Transparent pixels are
 //! blended onto white, the page that most such images are drawn for. EXIF orientation is applied.
 //!
-//! Nearly every photo is a baseline JPEG, which [`jpeg`] turns into the square without making the full picture.
+//! Nearly every photo is a baseline JPEG, which `jpeg` turns into the square without making the full picture.
 //! All else, and every damaged file, takes the [`plain`] path, which alone decides what is refused and why.
 //!
 //! **Invariant**: no buffer is allocated before the stated number of pixels was compared with the limit.

@@ -8,7 +8,7 @@
 //! the limit of the activation. Weights are symmetric, with a scale for each output channel.
 //!
 //! [`float`] runs the float network, [`statistics`] observes its activations, [`Quantised::new`] makes the
-//! integers, [`reference`] runs them, [`file`] writes and reads them. The arithmetic is told in [`crate::model::kernels::integer`].
+//! integers, [`mod@reference`] runs them, [`mod@file`] writes and reads them. The arithmetic is told in [`crate::model::kernels::integer`].
 //!
 //! **Invariant**: a [`Quantised`] fits its network, and for no input at all does a sum reach 2^31 or the value
 //! that is rounded 2^30, so that kernels need no checks of their own.
