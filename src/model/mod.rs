@@ -1,11 +1,12 @@
 //! Synchronous inference: image bytes to the network's input, to logits, to named probabilities.
 //!
-//! [`network`] describes the networks as tables, [`weights`] reads and checks their tensors, [`forward`] runs
-//! them on the operations of [`kernels`], [`image`] decodes photos, [`labels`] names the classes. [`zoo`] has
+//! [`network`] describes the networks as tables, [`weights`] reads and checks their tensors, `assemble` makes
+//! layers of them, [`forward`] runs them on the operations of [`kernels`], [`image`] decodes photos, [`labels`] names the classes. [`zoo`] has
 //! other networks, on candle's own kernels.
 //!
 //! **Invariant**: everything runs on the calling thread and on no other, so that whoever owns the threads
 //! decides how many CPUs are used; a [`Model`] is shared between threads without locks.
+mod assemble;
 pub mod forward;
 pub mod image;
 pub mod kernels;

@@ -164,6 +164,17 @@ pub fn raw(values: &[f32], dtype: DType) -> candle_core::Result<Vec<u8>> {
     }
 }
 
+/// `[output, input, taps]` to `[taps, input, output]`.
+pub(in crate::model) fn channels_last(weight: &[f32], output: usize, input: usize, taps: usize) -> Vec<f32> {
+    let mut turned = vec![0.0; weight.len()];
+    for (from_output, weight) in weight.chunks_exact(input * taps).enumerate() {
+        for (at, value) in weight.iter().enumerate() {
+            turned[(at % taps * input + at / taps) * output + from_output] = *value;
+        }
+    }
+    turned
+}
+
 /// The network whose tensors these are.
 pub fn recognise(tensors: &Tensors) -> Result<&'static Network, WeightsError> {
     let stem = |network: &Network| match network.naming {
@@ -260,6 +271,14 @@ mod tests {
         says(&unfolded, &["elastic weights convert"]);
         says(&complaint(Tensors::clear), &["neither mobilenet_v2 nor efficientnet_lite0"]);
         says(&complaint(|t| *t = zeros(&EFFICIENTNET_LITE0)), &["holds efficientnet_lite0"]);
+    }
+
+    #[test]
+    fn weights_are_turned_channels_last() {
+        // Two outputs, three inputs, two taps; the value tells its place.
+        let weight: Vec<f32> = (0..12).map(|at| (at / 6 * 100 + at / 2 % 3 * 10 + at % 2) as f32).collect();
+        let turned = channels_last(&weight, 2, 3, 2);
+        assert_eq!(turned, [0., 100., 10., 110., 20., 120., 1., 101., 11., 111., 21., 121.]);
     }
 
     #[test]

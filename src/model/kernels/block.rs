@@ -273,7 +273,7 @@ impl<P: Precision> Pass<'_, P> {
                 unsafe {
                     let values = self.input.add(at);
                     let source = Source { values, pixel_stride: inputs, segment_stride: 0 };
-                    weights.run(weights.panels_of_block(block), source, target(offsets));
+                    weights.run(weights.layout().of_block(block), source, target(offsets));
                 }
             }
             Widen::Stem { weights, stride } => {
@@ -288,7 +288,7 @@ impl<P: Precision> Pass<'_, P> {
                             pixel_stride: stride * 3,
                             segment_stride: *padded_row,
                         };
-                        weights.run(weights.panels_of_block(block), source, target(offsets));
+                        weights.run(weights.layout().of_block(block), source, target(offsets));
                     }
                 }
             }
@@ -343,7 +343,7 @@ impl<P: Precision> Pass<'_, P> {
                 residual: if self.block.residual { self.input.add(at) } else { std::ptr::null() },
                 padded: false,
             };
-            self.block.project.run(self.block.project.panels(), source, target);
+            self.block.project.run(self.block.project.layout().all(), source, target);
         }
     }
 }

@@ -69,7 +69,7 @@ impl<P: Precision> Head<P> {
             };
             // SAFETY: the assertions above make the input hold every pixel; the scratch holds a block of
             // channels for each, and is borrowed mutably.
-            unsafe { self.weights.run(self.weights.panels_of_block(block), source, target) };
+            unsafe { self.weights.run(self.weights.layout().of_block(block), source, target) };
             let filled = lanes.min(outputs - channel);
             for image in 0..images {
                 // SAFETY: as above; the caller vouches for the output.

@@ -28,12 +28,34 @@ pub(in crate::model) struct Sizes {
     pub(in crate::model) depth: usize,
 }
 
+/// How a matrix is cut into panels.
+pub(in crate::model) struct Panels {
+    sizes: Sizes,
+    block: usize,
+    placed: Vec<Placed>,
+}
+
+impl Panels {
+    pub(in crate::model) fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Every panel.
+    pub(in crate::model) fn all(&self) -> Range<usize> {
+        0..self.placed.len()
+    }
+
+    /// The panels that compute a block of output channels.
+    pub(in crate::model) fn of_block(&self, block: usize) -> Range<usize> {
+        let before = |channel: usize| self.placed.partition_point(|placed| placed.channel < channel);
+        before(block * self.block)..before((block + 1) * self.block)
+    }
+}
+
 /// The packed weights, elements of type `W` that are multiplied with as wide ones of the pixels.
 pub(in crate::model) struct Matrix<W, E: 'static> {
     kernels: &'static [Panel<E>],
-    block: usize,
-    sizes: Sizes,
-    panels: Vec<Placed>,
+    panels: Panels,
     weights: Buffer<W>,
 }
 
@@ -51,19 +73,19 @@ impl<W: Plain, E> Matrix<W, E> {
             .step_by(sizes.depth)
             .flat_map(|first| (first..(first + sizes.depth).min(sizes.inputs)).step_by(group))
             .collect();
-        let mut panels = Vec::new();
+        let mut all = Vec::new();
         let (mut channel, mut at) = (0, 0);
         while channel < sizes.outputs {
             // The widest panel that narrower ones would not fill with fewer channels.
             let narrowest = kernels.last().map_or(1, |panel| panel.width);
             let left = (sizes.outputs - channel).next_multiple_of(narrowest);
             let kind = kernels.iter().position(|panel| panel.width <= left).unwrap_or(0);
-            panels.push(Placed { channel, kind, at });
+            all.push(Placed { channel, kind, at });
             channel += kernels[kind].width;
             at += kernels[kind].width * rows.len() * group;
         }
         let mut weights = Buffer::zeroed(at);
-        for placed in &panels {
+        for placed in &all {
             let Panel { width, lanes, channel, .. } = &kernels[placed.kind];
             let packed = weights[placed.at..].chunks_exact_mut(width * group);
             for (packed, first) in packed.zip(&rows) {
@@ -77,18 +99,19 @@ impl<W: Plain, E> Matrix<W, E> {
                 }
             }
         }
-        Self { kernels, block, sizes, panels, weights }
+        Self { kernels, panels: Panels { sizes, block, placed: all }, weights }
     }
 
     /// Values by output channel in the order of the panels' lanes, zero where a panel has no channel.
     pub(in crate::model) fn per_output<T: Plain>(&self, value: impl Fn(usize) -> T) -> Buffer<T> {
-        let length = self.panels.iter().map(|placed| self.kernels[placed.kind].width).sum();
+        let Panels { sizes, placed, .. } = &self.panels;
+        let length = placed.iter().map(|placed| self.kernels[placed.kind].width).sum();
         let mut values = Buffer::zeroed(length);
-        for placed in &self.panels {
+        for placed in placed {
             let Panel { width, lanes, channel, .. } = &self.kernels[placed.kind];
             for at in 0..*width {
                 let output = placed.channel + channel(at / lanes, at % lanes);
-                if output < self.sizes.outputs {
+                if output < sizes.outputs {
                     values[placed.channel + at] = value(output);
                 }
             }
@@ -96,17 +119,8 @@ impl<W: Plain, E> Matrix<W, E> {
         values
     }
 
-    pub(in crate::model) fn sizes(&self) -> Sizes {
-        self.sizes
-    }
-
-    pub(in crate::model) fn panels(&self) -> Range<usize> {
-        0..self.panels.len()
-    }
-
-    pub(in crate::model) fn panels_of_block(&self, block: usize) -> Range<usize> {
-        let before = |channel: usize| self.panels.partition_point(|placed| placed.channel < channel);
-        before(block * self.block)..before((block + 1) * self.block)
+    pub(in crate::model) fn panels(&self) -> &Panels {
+        &self.panels
     }
 
     /// Calls the kernel of each panel. `finish` is told the panel's first output channel, which is also where
@@ -123,10 +137,10 @@ impl<W: Plain, E> Matrix<W, E> {
         padded: bool,
         finish: impl Fn(usize) -> E,
     ) {
-        let Sizes { inputs, outputs, depth } = self.sizes;
+        let Sizes { inputs, outputs, depth } = self.panels.sizes;
         let segments = inputs.div_ceil(depth);
         let steps = |channels: usize| (channels * size_of::<W>()).div_ceil(STEP);
-        for placed in &self.panels[panels] {
+        for placed in &self.panels.placed[panels] {
             let kernel = &self.kernels[placed.kind];
             let left = outputs - placed.channel;
             let call = Product {

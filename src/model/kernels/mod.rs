@@ -4,7 +4,7 @@
 //! [`isa`] says what the CPU has; `precision` what float32, bfloat16 and int8 layers have in common; `float`
 //! holds the float32 layers over the vectors of `simd`, `brain` the bfloat16 ones, `byte` the int8 ones; `block`
 //! and `head` put layers together; `ops` makes candle operations of them; [`pixels`] is for decoding photos;
-//! [`scalar`] is the reference that all are compared with.
+//! [`scalar`] is for calibration; [`integer`] is the reference that int8 must equal.
 //!
 //! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; only `team`
 //! knows other threads; `unsafe` lives below this module only.

@@ -232,7 +232,7 @@ impl<P: Precision> InplaceOp2 for ClassifierOp<'_, P> {
         let crew = &mut **self.crew.borrow_mut();
         let members = crew.heads.len();
         let weights = self.weights;
-        let panels = weights.panels().len();
+        let panels = weights.layout().all().len();
         let offsets = &self.offsets[..self.images];
         assert!(offsets.iter().all(|offset| *offset as usize + self.weights.outputs() <= output.len()));
         let shared = Together(output.as_mut_ptr());

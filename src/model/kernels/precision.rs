@@ -3,6 +3,7 @@
 //!
 //! **Invariant**: a layer owns its packed weights and knows its kernels, which its existence proves the CPU to
 //! have; whoever runs it vouches for the memory alone.
+use crate::model::kernels::matrix::Panels;
 use crate::model::kernels::memory::Plain;
 use candle_core::{CpuStorage, Result};
 use std::ops::Range;
@@ -36,17 +37,18 @@ pub(in crate::model) trait Product: Send + Sync {
     /// Element of the activations.
     type Value: Plain;
 
+    /// How its output channels are cut into panels.
+    fn layout(&self) -> &Panels;
+
     /// Input channels.
-    fn inputs(&self) -> usize;
+    fn inputs(&self) -> usize {
+        self.layout().sizes().inputs
+    }
 
     /// Output channels.
-    fn outputs(&self) -> usize;
-
-    /// Every panel.
-    fn panels(&self) -> Range<usize>;
-
-    /// The panels that compute a block of output channels.
-    fn panels_of_block(&self, block: usize) -> Range<usize>;
+    fn outputs(&self) -> usize {
+        self.layout().sizes().outputs
+    }
 
     /// Computes some panels for as many pixels as there are offsets.
     ///
@@ -148,4 +150,40 @@ pub(in crate::model) trait Precision: Sized + Send + Sync + 'static {
 
     /// What the stem reads of a channel outside the image.
     fn outside(normalisation: &Normalisation, channel: usize) -> Self::Value;
+}
+
+/// The entry of a side (3 or 5) and a stride (1 or 2) in a table of depthwise kernels, if there is one.
+pub(in crate::model) fn of_shape<T: Copy>(table: &[[T; 2]; 2], side: usize, stride: usize) -> Option<T> {
+    let row = [3, 5].iter().position(|known| *known == side)?;
+    table[row].get(stride.wrapping_sub(1)).copied()
+}
+
+/// The output pixel that sees input pixel `input` through tap `tap` of a row of a window, if there is one.
+pub(in crate::model) const fn reached(input: usize, tap: usize, side: usize, stride: usize) -> usize {
+    if tap < side && input >= tap && (input - tap).is_multiple_of(stride) {
+        (input - tap) / stride
+    } else {
+        usize::MAX
+    }
+}
+
+/// Values normalised at once: whole vectors of whole pixels, so that the compiler need not shuffle channels.
+const NORMALISED: usize = 48;
+
+/// Bytes to what the network was trained on, in another format. Inlined, for callers that enable instructions.
+#[inline(always)]
+pub(in crate::model) fn normalise<V>(
+    pixels: &[u8],
+    normalisation: &Normalisation,
+    row: &mut [V],
+    format: impl Fn(f32) -> V,
+) {
+    let Normalisation { mean, deviation } = normalisation;
+    let mean: [f32; NORMALISED] = std::array::from_fn(|at| mean[at % 3]);
+    let scale: [f32; NORMALISED] = std::array::from_fn(|at| 1.0 / deviation[at % 3]);
+    for (pixels, row) in pixels.chunks(NORMALISED).zip(row.chunks_mut(NORMALISED)) {
+        for (at, (value, byte)) in row.iter_mut().zip(pixels).enumerate() {
+            *value = format((f32::from(*byte) - mean[at]) * scale[at]);
+        }
+    }
 }

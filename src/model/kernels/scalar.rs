@@ -1,4 +1,4 @@
-//! Kernels in plain Rust: the ones that run today, and the reference for the faster ones to come.
+//! Layer by layer in plain Rust, float32: what calibration for int8 runs on, apart from the kernels that serve.
 //!
 //! Channels are innermost in memory, and every inner loop runs over a fixed number of them held in
 //! registers, so that the compiler vectorises the loops with whatever the target has.

@@ -130,9 +130,17 @@ impl Layer {
         Self { kernel, stride, padding, depthwise: true, weight, bias, activation: true }
     }
 
+    /// As layers are made: sizes, and weights by output and input.
+    fn matrix(&self, depth: Option<usize>) -> (Sizes, impl Fn(usize, usize) -> f32) {
+        let outputs = self.bias.len();
+        let inputs = self.weight.len() / outputs;
+        let weight = move |output: usize, input: usize| self.weight[input * outputs + output];
+        (Sizes { inputs, outputs, depth: depth.unwrap_or(inputs) }, weight)
+    }
+
     fn packed(&self, kernels: &'static Kernels, depth: Option<usize>) -> Pointwise {
-        let inputs = self.weight.len() / self.bias.len();
-        Pointwise::new(kernels, depth.unwrap_or(inputs), &self.weight, &self.bias, self.activation)
+        let (sizes, weight) = self.matrix(depth);
+        Pointwise::new(kernels, sizes, weight, &self.bias, self.activation)
     }
 
     fn slide(&self, kernels: &'static Kernels) -> Channelwise {
@@ -233,7 +241,7 @@ proptest! {
                 residual: if residual { spaced.as_ptr() } else { std::ptr::null() },
                 padded: false,
             };
-            unsafe { packed.run(packed.panels(), source, target) };
+            unsafe { packed.run(packed.layout().all(), source, target) };
             let got: Vec<f32> = output.chunks_exact(stride).flat_map(|pixel| pixel[..outputs].to_vec()).collect();
             assert_close(isa, &got, &expected.values);
             prop_assert!(output.iter().skip(outputs).step_by(stride).all(|value| *value == f32::INFINITY));
@@ -283,7 +291,7 @@ fn a_poisoned_input_shows_in_the_output() {
         let source = Source { values: input.as_ptr(), pixel_stride: 8, segment_stride: 0 };
         let target =
             Target { values: output.as_mut_ptr(), offsets: &[0], residual: std::ptr::null(), padded: false };
-        unsafe { layer.run(layer.panels(), source, target) };
+        unsafe { layer.run(layer.layout().all(), source, target) };
         assert!(output.iter().all(|value| value.is_nan()), "{isa}: {output:?}");
     }
 }
@@ -407,7 +415,7 @@ proptest! {
             let offsets: Vec<u32> = (0..images).map(|image| (image * classes) as u32).collect();
             let mut got = vec![f32::NAN; images * classes];
             let last = last.packed(kernels, features, None);
-            unsafe { super::head::classify::<Byte>(&last, last.panels(), &pooled, got.as_mut_ptr(), &offsets) };
+            unsafe { super::head::classify::<Byte>(&last, last.layout().all(), &pooled, got.as_mut_ptr(), &offsets) };
             prop_assert!(got == logits, "{isa}");
         }
     }

@@ -6,7 +6,7 @@
 //! **Invariant**: every activation is handed to the observer once an image, in the order of [`Plan`].
 use crate::model::kernels::{Window, relu6, scalar};
 use crate::model::network::{Convolution, Kind, Network, Plan};
-use crate::model::weights::{self, Tensors, WeightsError};
+use crate::model::weights::{self, Tensors, WeightsError, channels_last};
 
 /// A float network.
 pub struct Float {
@@ -178,14 +178,4 @@ fn tile<const P: usize, const N: usize>(from: &[f32], layer: &Layer, channel: us
     for (pixel, sums) in sums.iter().enumerate() {
         to[pixel * outputs + channel..][..N].copy_from_slice(sums);
     }
-}
-
-/// `[output, input, taps]` to `[taps, input, output]`.
-fn channels_last(weight: &[f32], output: usize, input: usize, taps: usize) -> Vec<f32> {
-    let mut turned = vec![0.0; weight.len()];
-    for (at, value) in weight.iter().enumerate() {
-        let (to, from, tap) = (at / (input * taps), at / taps % input, at % taps);
-        turned[(tap * input + from) * output + to] = *value;
-    }
-    turned
 }

@@ -1,8 +1,8 @@
 //! bfloat16 layers: weights laid out as the kernels read them, once, when a network is loaded.
 use super::tiles::{self, Finish, Kernels, Output};
-use crate::model::kernels::matrix::{Matrix, Sizes};
+use crate::model::kernels::matrix::{Matrix, Panels, Sizes};
 use crate::model::kernels::memory::Buffer;
-use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target};
+use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target, of_shape};
 use half::bf16;
 use std::ops::Range;
 
@@ -14,18 +14,15 @@ pub(in crate::model) struct Pointwise {
 }
 
 impl Pointwise {
-    /// Rounds and packs `weight`, `[inputs, outputs]`, for `kernels`; `depth` input channels lie together in
-    /// memory. One element after a run of input channels is read where their number is odd; it must be finite.
+    /// Rounds and packs weights, told by output and input channel, for `kernels`. One element after a run of input channels is read where their number is odd; it must be finite.
     pub(in crate::model) fn new(
         kernels: &'static Kernels,
-        depth: usize,
-        weight: &[f32],
+        sizes: Sizes,
+        weight: impl Fn(usize, usize) -> f32,
         bias: &[f32],
         activation: bool,
     ) -> Self {
-        let outputs = bias.len();
-        let sizes = Sizes { inputs: weight.len() / outputs.max(1), outputs, depth };
-        let weight = |output: usize, input: usize| bf16::from_f32(weight[input * outputs + output]);
+        let weight = |output: usize, input: usize| bf16::from_f32(weight(output, input));
         let matrix = Matrix::new(kernels.panels, kernels.block, sizes, weight);
         let bias = matrix.per_output(|output| bias[output]);
         Self { matrix, bias, activation }
@@ -55,20 +52,8 @@ impl Pointwise {
 impl Product for Pointwise {
     type Value = bf16;
 
-    fn inputs(&self) -> usize {
-        self.matrix.sizes().inputs
-    }
-
-    fn outputs(&self) -> usize {
-        self.matrix.sizes().outputs
-    }
-
-    fn panels(&self) -> Range<usize> {
+    fn layout(&self) -> &Panels {
         self.matrix.panels()
-    }
-
-    fn panels_of_block(&self, block: usize) -> Range<usize> {
-        self.matrix.panels_of_block(block)
     }
 
     unsafe fn run(&self, panels: Range<usize>, source: Source<bf16>, target: Target<'_, bf16>) {
@@ -104,7 +89,7 @@ impl Channelwise {
         weight: &[f32],
         bias: &[f32],
     ) -> Option<Self> {
-        let run = kernels.depthwise(side, stride)?;
+        let run = of_shape(&kernels.depthwise, side, stride)?;
         let (block, channels, taps) = (kernels.block, bias.len(), side * side);
         let blocks = channels.div_ceil(block);
         let mut packed = Buffer::zeroed(blocks * taps * block);

@@ -14,7 +14,7 @@ pub(in crate::model) use tiles::Kernels;
 
 #[cfg(target_arch = "x86_64")]
 use crate::model::kernels::isa::{Isa, Level};
-use crate::model::kernels::precision::{Normalisation, Pixels, Precision};
+use crate::model::kernels::precision::{Normalisation, Pixels, Precision, normalise};
 use candle_core::{CpuStorage, Result, bail};
 use half::bf16;
 
@@ -55,7 +55,7 @@ impl Precision for Brain {
                 // SAFETY: the CPU has AVX2.
                 unsafe { normalise_in_vectors(pixels, normalisation, row) }
             }
-            Pixels::Bytes(pixels) => normalise(pixels, normalisation, row),
+            Pixels::Bytes(pixels) => normalise(pixels, normalisation, row, nearest),
         }
     }
 
@@ -64,27 +64,11 @@ impl Precision for Brain {
     }
 }
 
-/// Values normalised at once: whole vectors of whole pixels, so that the compiler need not shuffle channels.
-const LANES: usize = 48;
-
 /// As [`normalise`], in the vectors of AVX2: half a per cent of an inference instead of two.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn normalise_in_vectors(pixels: &[u8], normalisation: &Normalisation, row: &mut [bf16]) {
-    normalise(pixels, normalisation, row);
-}
-
-/// Bytes to what the network was trained on.
-#[inline(always)]
-fn normalise(pixels: &[u8], normalisation: &Normalisation, row: &mut [bf16]) {
-    let Normalisation { mean, deviation } = normalisation;
-    let mean: [f32; LANES] = std::array::from_fn(|at| mean[at % 3]);
-    let scale: [f32; LANES] = std::array::from_fn(|at| 1.0 / deviation[at % 3]);
-    for (pixels, row) in pixels.chunks(LANES).zip(row.chunks_mut(LANES)) {
-        for (at, (value, byte)) in row.iter_mut().zip(pixels).enumerate() {
-            *value = nearest((f32::from(*byte) - mean[at]) * scale[at]);
-        }
-    }
+    normalise(pixels, normalisation, row, nearest);
 }
 
 /// The nearest bfloat16 of a finite number, the even one of two: without NaN to look for, the compiler makes

@@ -5,6 +5,7 @@
 //!
 //! **Invariant**: no kernel allocates, and each writes exactly the pixels and channels that it is told.
 use crate::model::kernels::isa::{Isa, Level};
+use crate::model::kernels::precision::reached;
 use crate::model::kernels::simd::Simd;
 use crate::model::kernels::tile::{Dot, Panel, unroll};
 use half::bf16;
@@ -210,21 +211,6 @@ impl Kernels {
             Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => &super::portable::avx2::KERNELS,
             _ => &super::portable::KERNELS,
         }
-    }
-
-    /// The depthwise kernel of a side and stride, if there is one.
-    pub(super) fn depthwise(&self, kernel: usize, stride: usize) -> Option<unsafe fn(&Depthwise)> {
-        let side = [3, 5].iter().position(|side| *side == kernel)?;
-        self.depthwise[side].get(stride.wrapping_sub(1)).copied()
-    }
-}
-
-/// The output pixel that sees input pixel `input` through tap `tap`, if there is one.
-const fn reached(input: usize, tap: usize, side: usize, stride: usize) -> usize {
-    if tap < side && input >= tap && (input - tap).is_multiple_of(stride) {
-        (input - tap) / stride
-    } else {
-        usize::MAX
     }
 }
 

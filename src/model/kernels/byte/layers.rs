@@ -1,9 +1,9 @@
 //! Integer layers: weights laid out as the kernels read them, once, when a network is loaded.
 use super::tiles::{Depthwise, Finish, Kernels, Output, Sliding};
 use crate::model::kernels::integer;
-use crate::model::kernels::matrix::{Matrix, Sizes};
+use crate::model::kernels::matrix::{Matrix, Panels, Sizes};
 use crate::model::kernels::memory::Buffer;
-use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target};
+use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target, of_shape};
 use std::ops::Range;
 
 /// A 1x1 convolution, a fully connected layer, or a full convolution seen as rows of input channels.
@@ -15,8 +15,7 @@ pub(in crate::model) struct Pointwise {
 }
 
 impl Pointwise {
-    /// Packs weights, told by output and input channel, for `kernels`; `depth` input channels lie together in
-    /// memory. `residual` multiplies what is added. Up to three bytes after a run of input channels are read
+    /// Packs weights, told by output and input channel, for `kernels`. `residual` multiplies what is added. Up to three bytes after a run of input channels are read
     /// where their number is no multiple of four.
     pub(in crate::model) fn new(
         kernels: &'static Kernels,
@@ -63,20 +62,8 @@ impl Pointwise {
 impl Product for Pointwise {
     type Value = u8;
 
-    fn inputs(&self) -> usize {
-        self.matrix.sizes().inputs
-    }
-
-    fn outputs(&self) -> usize {
-        self.matrix.sizes().outputs
-    }
-
-    fn panels(&self) -> Range<usize> {
+    fn layout(&self) -> &Panels {
         self.matrix.panels()
-    }
-
-    fn panels_of_block(&self, block: usize) -> Range<usize> {
-        self.matrix.panels_of_block(block)
     }
 
     unsafe fn run(&self, panels: Range<usize>, source: Source<u8>, target: Target<'_, u8>) {
@@ -111,8 +98,7 @@ impl Channelwise {
         (side, stride): (usize, usize),
         product: integer::Product<'_>,
     ) -> Option<Self> {
-        let row = [3, 5].iter().position(|known| *known == side)?;
-        let sliding = *kernels.depthwise[row].get(stride.wrapping_sub(1))?;
+        let sliding = of_shape(&kernels.depthwise, side, stride)?;
         let (block, channels) = (kernels.block, product.offset.len());
         let blocks = channels.div_ceil(block);
         let mut weights = Buffer::zeroed(blocks * sliding.length);

@@ -1,8 +1,8 @@
 //! Float32 layers: weights laid out as the kernels read them, once, when a network is loaded.
 use super::tiles::{self, Finish, Kernels};
-use crate::model::kernels::matrix::{Matrix, Sizes};
+use crate::model::kernels::matrix::{Matrix, Panels, Sizes};
 use crate::model::kernels::memory::Buffer;
-use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target};
+use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target, of_shape};
 use std::ops::Range;
 
 /// A 1x1 convolution, a fully connected layer, or a full convolution seen as rows of input channels.
@@ -13,17 +13,14 @@ pub(in crate::model) struct Pointwise {
 }
 
 impl Pointwise {
-    /// Packs `weight`, `[inputs, outputs]`, for `kernels`; `depth` input channels lie together in memory.
+    /// Packs weights, told by output and input channel, for `kernels`.
     pub(in crate::model) fn new(
         kernels: &'static Kernels,
-        depth: usize,
-        weight: &[f32],
+        sizes: Sizes,
+        weight: impl Fn(usize, usize) -> f32,
         bias: &[f32],
         activation: bool,
     ) -> Self {
-        let outputs = bias.len();
-        let sizes = Sizes { inputs: weight.len() / outputs.max(1), outputs, depth };
-        let weight = |output: usize, input: usize| weight[input * outputs + output];
         let matrix = Matrix::new(kernels.panels, kernels.block, sizes, weight);
         let bias = matrix.per_output(|output| bias[output]);
         Self { matrix, bias, activation }
@@ -33,20 +30,8 @@ impl Pointwise {
 impl Product for Pointwise {
     type Value = f32;
 
-    fn inputs(&self) -> usize {
-        self.matrix.sizes().inputs
-    }
-
-    fn outputs(&self) -> usize {
-        self.matrix.sizes().outputs
-    }
-
-    fn panels(&self) -> Range<usize> {
+    fn layout(&self) -> &Panels {
         self.matrix.panels()
-    }
-
-    fn panels_of_block(&self, block: usize) -> Range<usize> {
-        self.matrix.panels_of_block(block)
     }
 
     unsafe fn run(&self, panels: Range<usize>, source: Source<f32>, target: Target<'_, f32>) {
@@ -86,7 +71,7 @@ impl Channelwise {
         weight: &[f32],
         bias: &[f32],
     ) -> Option<Self> {
-        let run = kernels.depthwise(side, stride)?;
+        let run = of_shape(&kernels.depthwise, side, stride)?;
         let (block, channels, taps) = (kernels.block, bias.len(), side * side);
         let blocks = channels.div_ceil(block);
         let mut packed = Buffer::zeroed(blocks * taps * block);

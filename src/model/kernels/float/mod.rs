@@ -5,7 +5,7 @@ mod tiles;
 pub(in crate::model) use layers::{Average, Channelwise, Pointwise};
 pub(in crate::model) use tiles::Kernels;
 
-use crate::model::kernels::precision::{Normalisation, Pixels, Precision};
+use crate::model::kernels::precision::{Normalisation, Pixels, Precision, normalise};
 use candle_core::{CpuStorage, Result, bail};
 
 /// Float32 activations and weights.
@@ -35,26 +35,11 @@ impl Precision for Float {
     fn pack(pixels: Pixels<'_>, normalisation: &Normalisation, row: &mut [f32]) {
         match pixels {
             Pixels::Floats(pixels) => row.copy_from_slice(pixels),
-            Pixels::Bytes(pixels) => normalise(pixels, normalisation, row),
+            Pixels::Bytes(pixels) => normalise(pixels, normalisation, row, |value| value),
         }
     }
 
     fn outside(_normalisation: &Normalisation, _channel: usize) -> f32 {
         0.0
-    }
-}
-
-/// Values normalised at once: whole vectors of whole pixels, so that the compiler need not shuffle channels.
-const LANES: usize = 48;
-
-/// Bytes to what the network was trained on.
-fn normalise(pixels: &[u8], normalisation: &Normalisation, row: &mut [f32]) {
-    let Normalisation { mean, deviation } = normalisation;
-    let mean: [f32; LANES] = std::array::from_fn(|at| mean[at % 3]);
-    let scale: [f32; LANES] = std::array::from_fn(|at| 1.0 / deviation[at % 3]);
-    for (pixels, row) in pixels.chunks(LANES).zip(row.chunks_mut(LANES)) {
-        for (at, (value, byte)) in row.iter_mut().zip(pixels).enumerate() {
-            *value = (f32::from(*byte) - mean[at]) * scale[at];
-        }
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! **Invariant**: no kernel allocates, and each writes exactly the pixels and channels that it is told.
 use crate::model::kernels::isa::{Isa, Level};
+use crate::model::kernels::precision::reached;
 use crate::model::kernels::simd::Simd;
 use crate::model::kernels::tile::{Dot, Panel, unroll};
 use std::marker::PhantomData;
@@ -144,7 +145,7 @@ pub(in crate::model) struct Kernels {
     /// Panels, widest first; each width divides the one before.
     pub(in crate::model) panels: &'static [Panel<Finish>],
     /// By kernel side (3 or 5) and stride (1 or 2).
-    depthwise: [[unsafe fn(&Depthwise); 2]; 2],
+    pub(in crate::model) depthwise: [[unsafe fn(&Depthwise); 2]; 2],
     /// `[pixels, channels]` to the sums over the pixels, scaled.
     pub(in crate::model) mean: unsafe fn(&Mean),
 }
@@ -174,12 +175,6 @@ impl Kernels {
             _ => &portable::KERNELS,
         }
     }
-
-    /// The depthwise kernel of a side and stride, if there is one.
-    pub(in crate::model) fn depthwise(&self, kernel: usize, stride: usize) -> Option<unsafe fn(&Depthwise)> {
-        let side = [3, 5].iter().position(|side| *side == kernel)?;
-        self.depthwise[side].get(stride.wrapping_sub(1)).copied()
-    }
 }
 
 /// A depthwise convolution in wide vectors while they fit, then in narrow ones.
@@ -190,15 +185,6 @@ unsafe fn depthwise<W: Simd, N: Simd, const SIDE: usize, const STRIDE: usize>(ca
     unsafe {
         lanes::<W, SIDE, STRIDE>(call, 0, wide);
         lanes::<N, SIDE, STRIDE>(call, wide, call.channels);
-    }
-}
-
-/// The output pixel that sees input pixel `input` through tap `tap`, if there is one.
-const fn reached(input: usize, tap: usize, side: usize, stride: usize) -> usize {
-    if tap < side && input >= tap && (input - tap).is_multiple_of(stride) {
-        (input - tap) / stride
-    } else {
-        usize::MAX
     }
 }
 

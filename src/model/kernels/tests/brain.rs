@@ -32,8 +32,8 @@ impl Layer {
     }
 
     fn brain(&self, kernels: &'static Kernels, depth: Option<usize>) -> Pointwise {
-        let inputs = self.weight.len() / self.bias.len();
-        Pointwise::new(kernels, depth.unwrap_or(inputs), &self.weight, &self.bias, self.activation)
+        let (sizes, weight) = self.matrix(depth);
+        Pointwise::new(kernels, sizes, weight, &self.bias, self.activation)
     }
 }
 
@@ -127,7 +127,7 @@ proptest! {
                 residual: if residual { spaced.as_ptr() } else { std::ptr::null() },
                 padded: false,
             };
-            unsafe { packed.run(packed.panels(), source, target) };
+            unsafe { packed.run(packed.layout().all(), source, target) };
             let got: Vec<bf16> = output.chunks_exact(stride).flat_map(|pixel| pixel[..outputs].to_vec()).collect();
             assert_near(isa, &floats(&got), &expected.values);
             prop_assert!(output.iter().skip(outputs).step_by(stride).all(|value| *value == bf16::INFINITY));
@@ -158,7 +158,7 @@ proptest! {
                 residual: std::ptr::null(),
                 padded: false,
             };
-            unsafe { packed.run(packed.panels(), source, target) };
+            unsafe { packed.run(packed.layout().all(), source, target) };
             assert_near(isa, &floats(&output), &expected);
         }
     }
@@ -190,7 +190,7 @@ proptest! {
             assert_near(isa, &floats(&output), &pooled.values);
             let mut got = vec![f32::NAN; images * classes];
             let last = last.brain(kernels, None);
-            unsafe { classify::<Brain>(&last, last.panels(), &output, got.as_mut_ptr(), &offsets) };
+            unsafe { classify::<Brain>(&last, last.layout().all(), &output, got.as_mut_ptr(), &offsets) };
             assert_near(isa, &got, &logits);
         }
     }
@@ -205,7 +205,7 @@ fn a_poisoned_input_shows_in_bfloat16() {
         let source = Source { values: input.as_ptr(), pixel_stride: 8, segment_stride: 0 };
         let target =
             Target { values: output.as_mut_ptr(), offsets: &[0], residual: std::ptr::null(), padded: false };
-        unsafe { layer.run(layer.panels(), source, target) };
+        unsafe { layer.run(layer.layout().all(), source, target) };
         assert!(output.iter().all(|value| value.is_nan()), "{isa}: {output:?}");
     }
 }
