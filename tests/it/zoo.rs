@@ -8,9 +8,9 @@ use elastic::model::{Model, ModelArgs};
 use elastic::net::serve::Limits;
 use elastic::net::wire::ClassifyAnswer;
 use elastic::serve_model;
+use elastic::weights::convert::sha256;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -93,9 +93,8 @@ impl Fixture {
     /// Runs the network on the fixture's images: the largest difference from timm as a share of the largest logit.
     fn error(&self) -> f32 {
         let tensors = self.tensors();
-        let mut sum = Sha256::new();
-        tensors.values().for_each(|(_, _, bytes)| sum.update(bytes));
-        let sum: String = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let bytes: Vec<u8> = tensors.values().flat_map(|(_, _, bytes)| bytes).copied().collect();
+        let sum = sha256(&bytes);
         assert_eq!(sum, self.weights_sha256, "{}: the weights are not timm's", self.network);
         let folder = tempfile::tempdir().unwrap();
         let model = self.load(&tensors, folder.path()).unwrap();
@@ -200,9 +199,11 @@ fn files_and_class_names_that_do_not_fit_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let load = |model: &str| {
         let (model, weights_dir) = (Some(model.to_owned()), folder.path().into());
-        Model::load(&ModelArgs { model, weights_dir, ..ModelArgs::default() }).map(drop)
+        Model::load(&ModelArgs { model, weights_dir, ..ModelArgs::default() })
+            .map(drop)
+            .map_err(|error| error.to_string())
     };
-    let said = |model: &str| load(model).unwrap_err().to_string();
+    let said = |model: &str| load(model).unwrap_err();
     assert!(said("resnet18").contains("resnet18.safetensors of resnet18: cannot read the file"));
     std::fs::write(folder.path().join("resnet18.safetensors"), "no weights").unwrap();
     assert!(said("resnet18").contains("not a whole safetensors file"));

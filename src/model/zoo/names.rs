@@ -1,6 +1,6 @@
 //! timm's names of tensors for the families that candle-transformers names otherwise.
 //!
-//! candle's repositories of EfficientNet and ConvMixer weights use the names of torchvision and of the paper's
+//! candle's repositories of `EfficientNet` and `ConvMixer` weights use the names of torchvision and of the paper's
 //! authors. A file is read with either kind: whichever it holds the classifier under.
 
 /// Most families: candle-transformers asks for timm's own names.
@@ -24,14 +24,13 @@ pub(super) fn efficientnet(name: &str) -> String {
             };
             let part = if expands { part } else { part + 1 };
             let module = match (part, inner, expands) {
-                (0, "0", _) => "conv_pw",
+                (0, "0", _) | (3, "0", false) => "conv_pw",
                 (0, _, _) | (1, "1", false) => "bn1",
                 (1, "0", _) => "conv_dw",
                 (1, _, true) | (3, "1", false) => "bn2",
                 (2, "fc1", _) => "se.conv_reduce",
                 (2, _, _) => "se.conv_expand",
                 (3, "0", true) => "conv_pwl",
-                (3, "0", false) => "conv_pw",
                 _ => "bn3",
             };
             format!("blocks.{}.{repeat}.{module}.{leaf}", stage.saturating_sub(1))
