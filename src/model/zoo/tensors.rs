@@ -93,8 +93,8 @@ pub(super) struct Tensors {
 struct Account {
     /// Names in the file that were handed out.
     used: BTreeSet<String>,
-    /// Why the latest refused tensor was refused.
-    refused: Option<TensorsError>,
+    /// Names in the file, if they are there, that were refused, and why; in order.
+    refused: Vec<(String, TensorsError)>,
 }
 
 impl Tensors {
@@ -134,17 +134,20 @@ impl Tensors {
         let network = match built {
             Ok(network) => network,
             // A refusal that mattered ended the building, hence is the latest.
-            Err(error) => return Err(account.refused.take().unwrap_or(TensorsError::Build(error))),
+            Err(error) => {
+                return Err(account.refused.pop().map_or(TensorsError::Build(error), |(_, why)| why));
+            }
         };
         let names = self.file.tensors().into_iter().map(|(name, _)| name);
-        let unused = names.filter(|name| !name.ends_with(COUNTER)).find(|name| !account.used.contains(name));
+        let unused: Vec<String> =
+            names.filter(|name| !name.ends_with(COUNTER) && !account.used.contains(name)).collect();
+        // A tensor of the wrong shape or type was refused and, being optional, passed over.
+        if let Some(at) = account.refused.iter().position(|(name, _)| unused.contains(name)) {
+            return Err(account.refused.swap_remove(at).1);
+        }
         let found = account.used.len();
-        match unused {
-            // A tensor of the wrong shape or type was refused and, being optional, passed over.
-            Some(unused) => Err(match account.refused.take() {
-                Some(refused @ (TensorsError::Shape { .. } | TensorsError::Type { .. })) => refused,
-                _ => TensorsError::Unexpected(unused),
-            }),
+        match unused.into_iter().next() {
+            Some(unused) => Err(TensorsError::Unexpected(unused)),
             None if found != expected => Err(TensorsError::Incomplete { found, expected }),
             None => Ok(network),
         }
@@ -192,7 +195,7 @@ impl Source {
             }
             Err(error) => {
                 let message = candle_core::Error::msg(&error);
-                account.refused = Some(error);
+                account.refused.push(((self.0.translate)(name), error));
                 Err(message)
             }
         }

@@ -5,8 +5,9 @@ use crate::model::zoo::NAMES;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Most parameters of a network that is run here.
 const PARAMETERS_MAX: usize = 8_000_000;
@@ -15,15 +16,41 @@ const PARAMETERS_MAX: usize = 8_000_000;
 const CLASSES: usize = 7;
 
 /// Gives a constant tensor of whatever shape is asked for, and counts the elements.
-struct Inventor(Arc<AtomicUsize>);
+struct Inventor {
+    elements: Arc<AtomicUsize>,
+    /// Blocks of FastViT whose convolution is 1x1.
+    pointwise: Mutex<BTreeSet<String>>,
+}
+
+impl Inventor {
+    fn new(elements: Arc<AtomicUsize>) -> Self {
+        Self { elements, pointwise: Mutex::default() }
+    }
+
+    /// Whether a file would have no such tensor.
+    fn lacks(&self, name: &str, shape: &Shape) -> bool {
+        let mut pointwise = self.pointwise.lock().unwrap();
+        if let Some((block, _)) = name.split_once(".conv_kxk.0.conv.")
+            && shape.dims().ends_with(&[1, 1])
+        {
+            pointwise.insert(block.to_owned());
+        }
+        // A network without an optional depthwise convolution asks for one whose kernel has no pixels. FastViT
+        // takes what is there, and these would not fit: a second 1x1 convolution beside the first, a smaller
+        // image before the first stage, positions where there is no attention.
+        shape.elem_count() == 0
+            || name.split_once(".conv_scale.").is_some_and(|(block, _)| pointwise.contains(block))
+            || name.starts_with("stages.0.downsample.")
+            || name.contains(".pos_emb.")
+    }
+}
 
 impl SimpleBackend for Inventor {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
-        // A network without an optional depthwise convolution asks for one whose kernel has no pixels.
-        if shape.elem_count() == 0 {
-            candle_core::bail!("{name} has no elements");
+        if self.lacks(name, &shape) {
+            candle_core::bail!("there is no {name}");
         }
-        self.0.fetch_add(shape.elem_count(), Ordering::Relaxed);
+        self.elements.fetch_add(shape.elem_count(), Ordering::Relaxed);
         let inputs: usize = shape.dims().iter().skip(1).product();
         // One element in memory, however large the tensor; but layer norm wants its vectors laid out.
         let tensor = Tensor::full(1.0 / inputs as f32, (), device)?.to_dtype(dtype)?.broadcast_as(shape)?;
@@ -42,7 +69,7 @@ impl SimpleBackend for Inventor {
 /// Builds a network, and runs it on a grey image if it is small. Gives whether it ran.
 fn try_out(entry: &Entry) -> Result<bool> {
     let parameters = Arc::new(AtomicUsize::new(0));
-    let source = Box::new(Inventor(Arc::clone(&parameters)));
+    let source = Box::new(Inventor::new(Arc::clone(&parameters)));
     let network = (entry.build)(CLASSES, VarBuilder::from_backend(source, DType::F32, Device::Cpu))?;
     if parameters.load(Ordering::Relaxed) > PARAMETERS_MAX {
         return Ok(false);
