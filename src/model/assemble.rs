@@ -11,7 +11,7 @@ use crate::model::kernels::head::Head;
 use crate::model::kernels::isa::Isa;
 use crate::model::kernels::matrix::Sizes;
 use crate::model::kernels::precision::{Normalisation, Precision};
-use crate::model::network::{Convolution, Network};
+use crate::model::network::{self, Convolution, Network};
 use crate::model::quantise::{Layer, Quantised};
 use crate::model::weights::{self, Tensors, WeightsError, channels_last};
 
@@ -41,7 +41,7 @@ enum Part {
 }
 
 /// Where layers come from.
-trait Source {
+trait Source: Sync {
     type Format: Precision;
     /// Input channels that a product reads at once.
     const GROUP: usize;
@@ -82,8 +82,7 @@ fn assemble<S: Source>(network: &'static Network, source: &S) -> Result<Layers<S
         whole_groups(&convolution.name, convolution.input)?;
         product(part, convolution, convolution.input)
     };
-    let mut blocks = Vec::new();
-    for (at, block) in plan.blocks.iter().enumerate() {
+    let block = |(at, block): (usize, &network::Block)| {
         let widen = match &block.expand {
             Some(expand) => Widen::Expand(pointwise(Part::Expand(at), expand)?),
             None if at == 0 => {
@@ -93,23 +92,34 @@ fn assemble<S: Source>(network: &'static Network, source: &S) -> Result<Layers<S
             None => return Err(unsupported(&block.depthwise.name)),
         };
         let depthwise = source.slide(at, &block.depthwise)?;
-        blocks.push(Block {
+        Ok(Block {
             widen,
             depthwise: depthwise.ok_or_else(|| unsupported(&block.depthwise.name))?,
             project: product(Part::Project(at), &block.project, source.lanes())?,
             residual: block.residual,
-        });
-    }
-    let head =
-        Head { weights: pointwise(Part::Head, &plan.head)?, mean: source.mean(), lanes: source.lanes() };
-    let shape = [network.classes, network.head_channels];
-    whole_groups(plan.classifier, shape[1])?;
+        })
+    };
+    let end = || {
+        let head =
+            Head { weights: pointwise(Part::Head, &plan.head)?, mean: source.mean(), lanes: source.lanes() };
+        let shape = [network.classes, network.head_channels];
+        whole_groups(plan.classifier, shape[1])?;
+        let classifier = source.product(Part::Classifier, plan.classifier, &shape, false, shape[1])?;
+        Ok((head, classifier))
+    };
+    // Half of all weights are behind the blocks: two threads have the same to do.
+    let (blocks, end) = std::thread::scope(|scope| {
+        let end = scope.spawn(end);
+        let blocks: Result<Vec<_>> = plan.blocks.iter().enumerate().map(block).collect();
+        (blocks, end.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let (blocks, (head, classifier)) = (blocks?, end?);
     Ok(Layers {
         blocks,
         windows: plan.blocks.iter().map(|b| (b.depthwise.kernel, b.depthwise.stride)).collect(),
         stem: (plan.stem.kernel, plan.stem.stride),
         head,
-        classifier: source.product(Part::Classifier, plan.classifier, &shape, false, shape[1])?,
+        classifier,
         padding: network.padding,
         normalisation: network.preprocessing.normalisation,
     })
@@ -120,12 +130,17 @@ fn assemble<S: Source>(network: &'static Network, source: &S) -> Result<Layers<S
 fn unrolled(shape: &[usize], depth: usize) -> (Sizes, impl Fn(usize, usize) -> usize) {
     let (channels, area) = (shape[1], shape[2..].iter().product::<usize>());
     let sizes = Sizes { inputs: channels * area, outputs: shape[0], depth };
-    (sizes, move |output, input| (output * channels + input % channels) * area + input / channels)
+    // Most are pointwise, and a division takes longer than what it is for.
+    let place = move |output, input| match area {
+        1 => output * channels + input,
+        _ => (output * channels + input % channels) * area + input / channels,
+    };
+    (sizes, place)
 }
 
 /// Number formats whose layers are made of folded float32 weights and nothing else.
 pub(super) trait Folded: Precision {
-    type Kernels: 'static;
+    type Kernels: Sync + 'static;
     const GROUP: usize;
 
     fn kernels(isa: Isa) -> &'static Self::Kernels;
@@ -198,7 +213,7 @@ pub(super) fn folded<P: Folded>(network: &'static Network, tensors: &Tensors, is
 /// A file's tensors.
 struct Floats<'a, P: Folded> {
     network: &'static Network,
-    tensors: &'a Tensors,
+    tensors: &'a Tensors<'a>,
     kernels: &'static P::Kernels,
 }
 

@@ -2,11 +2,12 @@
 //!
 //! **Invariant**: tensors that passed [`check`] are exactly those of the network, each with its shape, as
 //! finite float32 values; whatever is wrong with a file is found here and not while running.
+pub use crate::model::kernels::memory::FileBytes;
 use crate::model::network::{NETWORKS, Naming, Network};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use safetensors::{Dtype, SafeTensors};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::Path;
 
 /// Largest weights file or checkpoint that is read, bytes: ten times the largest network here.
@@ -19,17 +20,18 @@ pub const HOW_TO_GET: &str = "`make weights` or `elastic weights fetch` puts mob
 
 /// One tensor as a file holds it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stored {
+pub struct Stored<'a> {
     /// Sizes of the dimensions.
     pub shape: Vec<usize>,
     /// The elements' type in the file, as people write it: `f32`, `f16`, `i64`, …
     pub dtype: String,
-    /// The elements in row-major order; empty where the type is neither f32 nor f16.
-    pub values: Vec<f32>,
+    /// The elements in row-major order, in the file's own memory where they lie there as f32; empty where the
+    /// type is neither f32 nor f16.
+    pub values: Cow<'a, [f32]>,
 }
 
 /// A file's tensors by name.
-pub type Tensors = BTreeMap<String, Stored>;
+pub type Tensors<'a> = BTreeMap<String, Stored<'a>>;
 
 /// What can be wrong with a weights file.
 #[derive(Debug, thiserror::Error)]
@@ -121,17 +123,17 @@ pub enum WeightsError {
     },
 }
 
-/// Reads a whole file of at most [`FILE_BYTES_MAX`] bytes.
-pub fn read_file(path: &Path) -> Result<Vec<u8>, WeightsError> {
+/// A whole file of at most [`FILE_BYTES_MAX`] bytes. It is mapped, so that nothing is copied; whoever replaces it
+/// must put another in its place, as `elastic weights` does, and not write into it.
+pub fn read_file(path: &Path) -> Result<FileBytes, WeightsError> {
     let unreadable = |error| WeightsError::Unreadable { path: path.display().to_string(), error };
     let file = std::fs::File::open(path).map_err(unreadable)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let bytes = FileBytes::new(file, FILE_BYTES_MAX + 1).map_err(unreadable)?;
     if bytes.len() as u64 > FILE_BYTES_MAX { Err(WeightsError::TooLarge) } else { Ok(bytes) }
 }
 
 /// Reads the tensors of a safetensors file.
-pub fn parse(bytes: &[u8]) -> Result<Tensors, WeightsError> {
+pub fn parse(bytes: &[u8]) -> Result<Tensors<'_>, WeightsError> {
     let format = |error: &dyn std::fmt::Display| WeightsError::Format(error.to_string());
     let file = SafeTensors::deserialize(bytes).map_err(|error| format(&error))?;
     let mut tensors = Tensors::new();
@@ -139,7 +141,7 @@ pub fn parse(bytes: &[u8]) -> Result<Tensors, WeightsError> {
         let (dtype, values) = match view.dtype() {
             Dtype::F32 => ("f32".to_owned(), floats(view.data(), DType::F32)),
             Dtype::F16 => ("f16".to_owned(), floats(view.data(), DType::F16)),
-            other => (format!("{other:?}").to_lowercase(), Ok(Vec::new())),
+            other => (format!("{other:?}").to_lowercase(), Ok(Cow::default())),
         };
         let values = values.map_err(|error| format(&error))?;
         tensors.insert(name.to_owned(), Stored { shape: view.shape().to_vec(), dtype, values });
@@ -147,10 +149,17 @@ pub fn parse(bytes: &[u8]) -> Result<Tensors, WeightsError> {
     Ok(tensors)
 }
 
-/// Little-endian elements of type f32 or f16 as f32.
-pub fn floats(data: &[u8], dtype: DType) -> candle_core::Result<Vec<f32>> {
+/// Little-endian elements of type f32 or f16 as f32: the very same memory, where it is aligned and holds such.
+pub fn floats(data: &[u8], dtype: DType) -> candle_core::Result<Cow<'_, [f32]>> {
+    if dtype == DType::F32
+        && cfg!(target_endian = "little")
+        && let Ok(values) = bytemuck::try_cast_slice(data)
+    {
+        return Ok(Cow::Borrowed(values));
+    }
     let length = data.len() / dtype.size_in_bytes();
-    Tensor::from_raw_buffer(data, dtype, &[length], &Device::Cpu)?.to_dtype(DType::F32)?.to_vec1()
+    let tensor = Tensor::from_raw_buffer(data, dtype, &[length], &Device::Cpu)?;
+    Ok(Cow::Owned(tensor.to_dtype(DType::F32)?.to_vec1()?))
 }
 
 /// Little-endian elements of type f32 or f16 from f32.
@@ -206,10 +215,10 @@ pub fn check(network: &'static Network, tensors: &Tensors) -> Result<(), Weights
 /// The tensor of a name, if it has the shape, a type that is read, and only finite values.
 pub fn expect<'a>(
     network: &'static Network,
-    tensors: &'a Tensors,
+    tensors: &'a Tensors<'_>,
     name: &str,
     shape: &[usize],
-) -> Result<&'a Stored, WeightsError> {
+) -> Result<&'a Stored<'a>, WeightsError> {
     let (network, tensor) = (network.name, name.to_owned());
     let Some(stored) = tensors.get(name) else {
         return Err(WeightsError::Missing { network, tensor, shape: shape.to_vec() });
@@ -233,16 +242,16 @@ mod tests {
     use crate::model::network::{EFFICIENTNET_LITE0, MOBILENET_V2};
 
     /// Zeros in the shape of a network.
-    fn zeros(network: &Network) -> Tensors {
+    fn zeros(network: &Network) -> Tensors<'static> {
         let stored = |shape: Vec<usize>| {
             let values = vec![0.0; shape.iter().product()];
-            Stored { shape, dtype: "f32".to_owned(), values }
+            Stored { shape, dtype: "f32".to_owned(), values: values.into() }
         };
         network.tensors().into_iter().map(|(name, shape)| (name, stored(shape))).collect()
     }
 
     /// What `check` says of MobileNetV2's tensors after `damage`.
-    fn complaint(damage: impl FnOnce(&mut Tensors)) -> String {
+    fn complaint(damage: impl FnOnce(&mut Tensors<'static>)) -> String {
         let mut tensors = zeros(&MOBILENET_V2);
         damage(&mut tensors);
         check(&MOBILENET_V2, &tensors).map_or_else(|error| error.to_string(), |()| "fine".to_owned())
@@ -263,7 +272,7 @@ mod tests {
         says(&shape, &["has shape [10, 100], expected [1000]", "elastic weights fetch"]);
         let dtype = complaint(|t| t.get_mut(bias).unwrap().dtype = "i64".to_owned());
         says(&dtype, &["type i64, expected f32 or f16"]);
-        let nan = complaint(|t| t.get_mut(bias).unwrap().values[7] = f32::NAN);
+        let nan = complaint(|t| t.get_mut(bias).unwrap().values.to_mut()[7] = f32::NAN);
         says(&nan, &["infinities or NaN"]);
         let extra = complaint(|t| drop(t.insert("extra".to_owned(), t[bias].clone())));
         says(&extra, &["has no tensor extra"]);
@@ -283,14 +292,14 @@ mod tests {
 
     #[test]
     fn files_that_are_not_whole_are_refused() {
-        let missing = read_file(Path::new("/nonexistent/weights.safetensors")).unwrap_err().to_string();
+        let missing = read_file(Path::new("/nonexistent/weights.safetensors")).err().unwrap().to_string();
         assert!(missing.contains("/nonexistent/weights.safetensors") && missing.contains("make weights"));
         for bytes in [&b""[..], b"garbage that is no header at all", &u64::MAX.to_le_bytes()] {
             assert!(matches!(parse(bytes), Err(WeightsError::Format(_))), "{bytes:?}");
         }
         let tensor = safetensors::tensor::TensorView::new(Dtype::F32, vec![2], &[0; 8]).unwrap();
         let whole = safetensors::serialize([("a", tensor)], None).unwrap();
-        assert_eq!(parse(&whole).unwrap()["a"].values, [0.0, 0.0]);
+        assert_eq!(parse(&whole).unwrap()["a"].values[..], [0.0, 0.0]);
         for length in 0..whole.len() {
             assert!(matches!(parse(&whole[..length]), Err(WeightsError::Format(_))), "{length}");
         }
@@ -300,7 +309,7 @@ mod tests {
     fn floats_survive_the_trip_through_bytes() {
         let values = [0.0, -1.5, 6.0, 1024.0];
         for dtype in [DType::F32, DType::F16] {
-            assert_eq!(floats(&raw(&values, dtype).unwrap(), dtype).unwrap(), values);
+            assert_eq!(floats(&raw(&values, dtype).unwrap(), dtype).unwrap()[..], values);
         }
     }
 }

@@ -19,7 +19,7 @@ const MAGIC: i64 = 0xa86a_20f9_469c_fc6c_u64.cast_signed();
 const PROTOCOL: usize = 1001;
 
 /// Reads a checkpoint of either form.
-pub fn parse(bytes: &[u8]) -> anyhow::Result<Tensors> {
+pub fn parse(bytes: &[u8]) -> anyhow::Result<Tensors<'static>> {
     if bytes.starts_with(b"PK\x03\x04") { parse_zip(bytes) } else { parse_pickles(bytes) }
 }
 
@@ -30,7 +30,7 @@ pub fn is_checkpoint(bytes: &[u8]) -> bool {
 }
 
 /// A row of pickles with the storages behind them.
-fn parse_pickles(bytes: &[u8]) -> anyhow::Result<Tensors> {
+fn parse_pickles(bytes: &[u8]) -> anyhow::Result<Tensors<'static>> {
     let mut rest = bytes;
     let mut next = |what: &str| {
         let (pickle, length) =
@@ -70,7 +70,7 @@ fn parse_pickles(bytes: &[u8]) -> anyhow::Result<Tensors> {
 }
 
 /// A zip file with an index and a file a storage.
-fn parse_zip(bytes: &[u8]) -> anyhow::Result<Tensors> {
+fn parse_zip(bytes: &[u8]) -> anyhow::Result<Tensors<'static>> {
     let mut archive =
         zip::ZipArchive::new(Cursor::new(bytes)).context("the checkpoint is not a whole zip file")?;
     let names: Vec<String> =
@@ -220,7 +220,10 @@ fn entry(index: &Pickle, name: &str, id: Id) -> anyhow::Result<Option<Entry>> {
 }
 
 /// Cuts the tensors out of their storages.
-fn collect(entries: &[Entry], mut storage: impl FnMut(&str) -> Option<Vec<u8>>) -> anyhow::Result<Tensors> {
+fn collect(
+    entries: &[Entry],
+    mut storage: impl FnMut(&str) -> Option<Vec<u8>>,
+) -> anyhow::Result<Tensors<'static>> {
     let mut tensors = Tensors::new();
     // Tensors may share a storage, or an element of it, so that a small file could ask for much memory.
     let mut elements_left = FILE_BYTES_MAX as usize / 4;
@@ -241,7 +244,7 @@ fn collect(entries: &[Entry], mut storage: impl FnMut(&str) -> Option<Vec<u8>>) 
                 (if dtype == DType::F16 { "f16" } else { "f32" }, values)
             }
         };
-        let stored = Stored { shape: entry.shape.clone(), dtype: dtype.to_owned(), values };
+        let stored = Stored { shape: entry.shape.clone(), dtype: dtype.to_owned(), values: values.into() };
         tensors.insert(entry.name.clone(), stored);
     }
     Ok(tensors)
@@ -253,7 +256,7 @@ mod tests {
     use crate::weights::sample;
     use proptest::prelude::*;
 
-    fn two_tensors() -> Tensors {
+    fn two_tensors() -> Tensors<'static> {
         let stored = |shape: &[usize], first: f32| Stored {
             shape: shape.to_vec(),
             dtype: "f32".to_owned(),

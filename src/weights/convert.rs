@@ -54,7 +54,7 @@ pub fn convert(
 }
 
 /// Folds batch norm into the convolutions; tensors that are folded already pass through.
-pub fn fold(network: &'static Network, tensors: &Tensors) -> Result<Tensors, WeightsError> {
+pub fn fold<'a>(network: &'static Network, tensors: &'a Tensors<'_>) -> Result<Tensors<'a>, WeightsError> {
     let plan = network.plan();
     let mut folded = Tensors::new();
     for convolution in plan.convolutions() {
@@ -75,11 +75,11 @@ pub fn fold(network: &'static Network, tensors: &Tensors) -> Result<Tensors, Wei
 
 /// Weight and bias of one convolution: `scale = gamma / sqrt(variance + epsilon)` goes into the weight, and
 /// `beta + (bias - mean) * scale` becomes the bias.
-fn fold_one(
+fn fold_one<'a>(
     network: &'static Network,
-    tensors: &Tensors,
+    tensors: &'a Tensors<'_>,
     convolution: &Convolution,
-) -> Result<(Stored, Stored), WeightsError> {
+) -> Result<(Stored<'a>, Stored<'a>), WeightsError> {
     let output = convolution.output;
     let vector = |name: &str| weights::expect(network, tensors, name, &[output]);
     let mut weight =
@@ -94,11 +94,11 @@ fn fold_one(
     let (mean, variance) = (&vector(&norm("running_mean"))?.values, &vector(&norm("running_var"))?.values);
     let before = match tensors.get(&bias_name) {
         Some(_) => vector(&bias_name)?.values.clone(),
-        None => vec![0.0; output],
+        None => vec![0.0; output].into(),
     };
     let taps = weight.values.len() / output;
     let mut bias = Vec::with_capacity(output);
-    for (channel, weights) in weight.values.chunks_exact_mut(taps).enumerate() {
+    for (channel, weights) in weight.values.to_mut().chunks_exact_mut(taps).enumerate() {
         // In f64, so that folding adds one rounding and no more.
         let spread = (f64::from(variance[channel]) + f64::from(network.batch_norm_epsilon)).sqrt();
         let scale = f64::from(gamma[channel]) / spread;
@@ -108,7 +108,7 @@ fn fold_one(
         let shift = f64::from(before[channel]) - f64::from(mean[channel]);
         bias.push((f64::from(beta[channel]) + shift * scale) as f32);
     }
-    Ok((weight, Stored { shape: vec![output], dtype: "f32".to_owned(), values: bias }))
+    Ok((weight, Stored { shape: vec![output], dtype: "f32".to_owned(), values: bias.into() }))
 }
 
 /// Writes a safetensors file. The library's own writer orders its metadata at random.
@@ -176,7 +176,8 @@ mod tests {
 
     #[test]
     fn a_folded_file_passes_through() {
-        let folded = fold(&MOBILENET_V2, &sample::unfolded(&MOBILENET_V2, 3)).unwrap();
+        let unfolded = sample::unfolded(&MOBILENET_V2, 3);
+        let folded = fold(&MOBILENET_V2, &unfolded).unwrap();
         let bytes = serialize(&folded, DType::F32, Map::new()).unwrap();
         let (_, again) = convert(&bytes, None, DType::F32).unwrap();
         assert_eq!(weights::parse(&again).unwrap(), folded);

@@ -35,7 +35,7 @@ static SMALL_EFFICIENTNET: Network = small(&EFFICIENTNET_LITE0);
 
 struct Unfolded<'a> {
     network: &'static Network,
-    tensors: &'a Tensors,
+    tensors: &'a Tensors<'a>,
 }
 
 impl Unfolded<'_> {
@@ -122,16 +122,16 @@ static EVEN_STAGES: [Stage; 3] = [
 static EVEN: Network =
     Network { stages: &EVEN_STAGES, stem_channels: 8, head_channels: 12, ..small(&MOBILENET_V2) };
 
-/// A network's folded tensors with reproducible values.
-fn folded(network: &'static Network) -> Tensors {
+/// The file of a network's folded tensors, with reproducible values.
+fn folded(network: &'static Network) -> Vec<u8> {
     let unfolded = sample::unfolded(network, 17);
-    let (_, file) = convert::convert(&sample::pickles(&unfolded), Some(network), DType::F32).unwrap();
-    weights::parse(&file).unwrap()
+    convert::convert(&sample::pickles(&unfolded), Some(network), DType::F32).unwrap().1
 }
 
 #[test]
 fn bfloat16_is_near_float32_on_every_instruction_set() {
-    let tensors = folded(&EVEN);
+    let file = folded(&EVEN);
+    let tensors = weights::parse(&file).unwrap();
     let bytes: Vec<u8> = (0..2 * 21 * 21 * 3).map(|at| (at * 7919 % 251) as u8).collect();
     let images = Tensor::from_vec(bytes, (2, 21, 21, 3), &Device::Cpu).unwrap();
     for isa in Isa::all() {
@@ -155,7 +155,9 @@ fn bfloat16_refuses_odd_numbers_of_channels() {
         (&SMALL_EFFICIENTNET, "_expand_conv"),
         (&ODD_HEAD, "classifier"),
     ] {
-        let error = forward::bfloat16(network, &folded(network), Isa::best()).err().unwrap();
+        let file = folded(network);
+        let tensors = weights::parse(&file).unwrap();
+        let error = forward::bfloat16(network, &tensors, Isa::best()).err().unwrap();
         assert!(error.to_string().contains(layer), "{error}");
     }
 }

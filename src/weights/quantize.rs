@@ -107,7 +107,7 @@ fn quantize(args: &Args) -> anyhow::Result<String> {
 }
 
 /// The network of a weights file and its checked tensors.
-fn source(args: &Args, bytes: &[u8]) -> anyhow::Result<(&'static Network, Tensors)> {
+fn source<'a>(args: &Args, bytes: &'a [u8]) -> anyhow::Result<(&'static Network, Tensors<'a>)> {
     if file::is_quantised(bytes) {
         bail!("the file holds integers already; give the float weights that it was made from");
     }

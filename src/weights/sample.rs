@@ -94,7 +94,7 @@ pub(crate) fn zip(tensors: &Tensors) -> Vec<u8> {
 }
 
 /// A network's unfolded tensors with reproducible values: small weights, batch norm near the identity.
-pub(crate) fn unfolded(network: &Network, seed: u64) -> Tensors {
+pub(crate) fn unfolded(network: &Network, seed: u64) -> Tensors<'static> {
     let mut random = rand_pcg::Pcg64Mcg::seed_from_u64(seed);
     let mut tensors = Tensors::new();
     let mut add = |name: String, shape: Vec<usize>, low: f32, high: f32| {

@@ -87,14 +87,17 @@ impl<W: Plain, E> Matrix<W, E> {
         let mut weights = Buffer::zeroed(at);
         for placed in &all {
             let Panel { width, lanes, channel, .. } = &kernels[placed.kind];
+            let output = |column: usize| placed.channel + channel(column / lanes, column % lanes);
+            let outputs: Vec<usize> = (0..*width).map(output).collect();
             let packed = weights[placed.at..].chunks_exact_mut(width * group);
             for (packed, first) in packed.zip(&rows) {
-                let end = (first / sizes.depth + 1) * sizes.depth;
-                for (at, value) in packed.iter_mut().enumerate() {
-                    let (column, input) = (at / group, first + at % group);
-                    let output = placed.channel + channel(column / lanes, column % lanes);
-                    if output < sizes.outputs && input < end.min(sizes.inputs) {
-                        *value = weight(output, input);
+                let end = ((first / sizes.depth + 1) * sizes.depth).min(sizes.inputs);
+                for (packed, output) in packed.chunks_exact_mut(group).zip(&outputs) {
+                    if *output < sizes.outputs {
+                        packed
+                            .iter_mut()
+                            .zip(*first..end)
+                            .for_each(|(to, input)| *to = weight(*output, input));
                     }
                 }
             }

@@ -19,7 +19,7 @@ pub(in crate::model) mod head;
 pub mod integer;
 pub mod isa;
 pub(in crate::model) mod matrix;
-mod memory;
+pub(in crate::model) mod memory;
 pub(in crate::model) mod ops;
 pub mod pixels;
 pub(in crate::model) mod precision;

@@ -47,7 +47,7 @@ impl Float {
             let taps = shape[2..].iter().product();
             Ok(Layer {
                 weight: channels_last(&weight.values, shape[0], shape[1], taps),
-                bias: bias.values.clone(),
+                bias: bias.values.to_vec(),
             })
         };
         let mut layers =

@@ -40,7 +40,7 @@ fn random() -> rand_pcg::Pcg64Mcg {
 }
 
 /// Weights that keep the size of the activations.
-fn tensors(network: &Network) -> Tensors {
+fn tensors(network: &Network) -> Tensors<'static> {
     let mut random = random();
     let mut stored = |shape: Vec<usize>| {
         let inputs: usize = shape[1..].iter().product();
@@ -135,12 +135,12 @@ fn channels_that_were_silent_or_tiny_stay_within_the_limits() {
     let mut tensors = tensors(&SYMMETRIC);
     let names: Vec<String> = SYMMETRIC.plan().convolutions().map(|c| c.name.clone()).collect();
     for (at, name) in names.iter().enumerate() {
-        let bias = &mut tensors.get_mut(&format!("{name}.bias")).unwrap().values;
+        let bias = tensors.get_mut(&format!("{name}.bias")).unwrap().values.to_mut();
         // Below what any input brings up, and as good as constant.
         bias[0] = -1000.0;
         let row =
             tensors[&format!("{name}.weight")].values.len() / tensors[&format!("{name}.bias")].values.len();
-        let weight = &mut tensors.get_mut(&format!("{name}.weight")).unwrap().values;
+        let weight = tensors.get_mut(&format!("{name}.weight")).unwrap().values.to_mut();
         weight[row..2 * row].fill(if at % 2 == 0 { 0.0 } else { 1e-30 });
         // A layer with one huge channel makes all others tiny beside it.
         weight[2 * row..3 * row].iter_mut().for_each(|weight| *weight *= 1e6);
@@ -166,8 +166,8 @@ fn channels_that_were_silent_or_tiny_stay_within_the_limits() {
 #[test]
 fn activations_that_overflow_are_refused() {
     let mut tensors = tensors(&SAME);
-    tensors.get_mut("features.0.0.bias").unwrap().values[0] = 3e38;
-    tensors.get_mut("features.1.conv.1.weight").unwrap().values.fill(3e38);
+    tensors.get_mut("features.0.0.bias").unwrap().values.to_mut()[0] = 3e38;
+    tensors.get_mut("features.1.conv.1.weight").unwrap().values.to_mut().fill(3e38);
     let float = Float::new(&SAME, &tensors).unwrap();
     let statistics = observed(&float, &SAME, &pictures(&SAME, 1));
     let error = Quantised::new(&SAME, &tensors, &statistics).unwrap_err().to_string();

@@ -70,8 +70,9 @@ async fn a_checkpoint_is_downloaded_checked_converted_and_kept() {
         run(args.clone()).await.unwrap();
         let file = args.dir.join("mobilenet_v2.safetensors");
         check_file(NETWORK, &file).unwrap();
-        let fetched = weights::parse(&read_file(&file).unwrap()).unwrap();
-        assert_eq!(fetched, convert::fold(NETWORK, &sample::unfolded(NETWORK, 21)).unwrap());
+        let bytes = read_file(&file).unwrap();
+        let unfolded = sample::unfolded(NETWORK, 21);
+        assert_eq!(weights::parse(&bytes).unwrap(), convert::fold(NETWORK, &unfolded).unwrap());
         drop(server);
         // Now that the weights are there, nobody needs the server; damaged, they are fetched again.
         run(args.clone()).await.unwrap();
