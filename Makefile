@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-zoo check bench bench-serve fmt demo weights image minikube-up minikube-down clean
+.PHONY: help build test test-zoo test-measure check bench bench-serve bench-kernels fmt demo weights image minikube-up minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -31,6 +31,11 @@ test-zoo: ## The feature `zoo`: clippy, docs and tests of the other networks
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features zoo
 	RAYON_NUM_THREADS=1 $(CARGO) test --locked --features zoo zoo
 
+test-measure: ## The feature `measure`: clippy, docs and tests of what `bench-kernels` runs
+	$(CARGO) clippy --locked --all-targets --features measure -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features measure
+	$(CARGO) test --locked --lib --features measure measure
+
 check: test ## `test`, and licences, advisories and sources of the dependencies (needs cargo-deny)
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked check; \
@@ -44,6 +49,15 @@ bench: ## Time this engine and every peer in turn, print the table (BENCH_ARGS="
 
 bench-serve: ## The same for the service: requests a second within the promise (BENCH_ARGS="--seconds 20")
 	@CARGO="$(CARGO)" python3 benches/peers/bench_serve.py $(BENCH_ARGS)
+
+# Pinned to the last core that this shell may use: a thread that moves finds its caches cold.
+bench-kernels: ## Time every kernel alone and print its share of an inference and of the peak (BENCH_ARGS="int8/project")
+	@$(CARGO) bench --locked --features measure --bench kernels --no-run
+	@pin=""; \
+	if command -v taskset >/dev/null; then \
+		pin="taskset -c $$(awk '/^Cpus_allowed_list/ { n = split($$2, at, /[,-]/); print at[n] }' /proc/self/status)"; \
+	fi; \
+	$$pin $(CARGO) bench --locked --features measure --bench kernels -- $(BENCH_ARGS)
 
 fmt: ## Format the sources
 	$(CARGO) fmt

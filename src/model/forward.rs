@@ -106,6 +106,24 @@ impl Shapes {
     }
 }
 
+/// The blocks' sizes for up to `images_max` photos seen through `stem`, padded to rows and images of so many
+/// elements; then height and width of what the head reads.
+pub(super) fn geometries<P: Precision>(
+    layers: &Layers<P>,
+    stem: &Window,
+    padded: (usize, usize),
+    images_max: usize,
+) -> (Vec<Geometry>, (usize, usize)) {
+    let (mut height, mut width) = (stem.output_height, stem.output_width);
+    let mut geometries = Vec::new();
+    for (block, (kernel, stride)) in layers.blocks.iter().zip(&layers.windows) {
+        let window = Window::new(*kernel, *stride, layers.padding, height, width);
+        (height, width) = (window.output_height, window.output_width);
+        geometries.push(Geometry::new(block, window, Some(padded), images_max, None));
+    }
+    (geometries, (height, width))
+}
+
 /// A session of [`InvertedResiduals`].
 struct Running<P: Precision> {
     layers: Arc<Layers<P>>,
@@ -132,13 +150,7 @@ impl<P: Precision> Running<P> {
         let (kernel, stride) = layers.stem;
         let stem = Window::new(kernel, stride, layers.padding, height, width);
         let padded = Padded::new(&stem, layers.normalisation, images_max);
-        let (mut height, mut width) = (stem.output_height, stem.output_width);
-        let mut geometries = Vec::new();
-        for (block, (kernel, stride)) in layers.blocks.iter().zip(&layers.windows) {
-            let window = Window::new(*kernel, *stride, layers.padding, height, width);
-            (height, width) = (window.output_height, window.output_width);
-            geometries.push(Geometry::new(block, window, Some(padded.lengths()), images_max, None));
-        }
+        let (geometries, (height, width)) = geometries(&layers, &stem, padded.lengths(), images_max);
         let scratch = || Scratch::new(layers.blocks.iter().zip(&geometries));
         let head = || HeadScratch::new(images_max, height * width, layers.head.lanes);
         let crew = Crew {

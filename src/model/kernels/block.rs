@@ -104,6 +104,30 @@ impl Geometry {
             window,
         }
     }
+
+    /// The strips that make some output rows of some images, in their order: each takes the input rows that the
+    /// strips before it did not.
+    fn strips(&self, images: Range<usize>, rows: Range<usize>) -> impl Iterator<Item = Strip> {
+        let Self { window, strip, group, .. } = self;
+        // Images lie one after the other only as a whole.
+        let group = if rows.len() == window.output_height { *group } else { 1 };
+        // The input row after the last that the output rows before `row` see.
+        let reach =
+            |row: usize| ((row - 1) * window.stride + window.kernel - window.before_rows).min(window.height);
+        images.clone().step_by(group).flat_map(move |image| {
+            let rows = rows.clone();
+            let group = group.min(images.end - image);
+            rows.clone().step_by(*strip).map(move |start| {
+                let first = if start == rows.start {
+                    (start * window.stride).saturating_sub(window.before_rows)
+                } else {
+                    reach(start)
+                };
+                let output = start..(start + strip).min(rows.end);
+                Strip { image, group, input: first..reach(output.end), output }
+            })
+        })
+    }
 }
 
 /// Memory that one thread works in.
@@ -175,6 +199,18 @@ struct Strip {
     output: Range<usize>,
 }
 
+/// One layer of a block.
+#[cfg(feature = "measure")]
+#[derive(Clone, Copy)]
+pub(in crate::model) enum Stage {
+    /// What makes the middle tensor.
+    Expand,
+    /// What slides over it.
+    Slide,
+    /// What narrows it.
+    Project,
+}
+
 impl<P: Precision> Pass<'_, P> {
     /// Makes some output rows of some images.
     ///
@@ -187,27 +223,33 @@ impl<P: Precision> Pass<'_, P> {
         rows: Range<usize>,
         scratch: &mut Scratch<P>,
     ) {
-        let Geometry { window, strip, group, .. } = self.geometry;
-        // Images lie one after the other only as a whole.
-        let group = if rows.len() == window.output_height { *group } else { 1 };
-        let mut image = images.start;
-        while image < images.end {
-            let group = group.min(images.end - image);
-            self.clear_edges(group, scratch);
-            let mut next = (rows.start * window.stride).saturating_sub(window.before_rows);
-            for start in rows.clone().step_by(*strip) {
-                let output = start..(start + strip).min(rows.end);
-                let reach = (output.end - 1) * window.stride + window.kernel - window.before_rows;
-                let input = next..reach.min(window.height);
-                next = input.end;
-                let strip = Strip { image, group, input, output };
-                // SAFETY: the caller vouches for input, output and scratch.
-                unsafe {
-                    self.widen(&strip, scratch);
-                    self.project(&strip, scratch);
+        for strip in self.geometry.strips(images, rows.clone()) {
+            if strip.output.start == rows.start {
+                self.clear_edges(strip.group, scratch);
+            }
+            // SAFETY: the caller vouches for input, output and scratch.
+            unsafe {
+                self.widen::<true, true>(&strip, scratch);
+                self.project(&strip, scratch);
+            }
+        }
+    }
+
+    /// Runs one layer alone over a whole image, on what earlier runs left in the scratch.
+    ///
+    /// # Safety
+    /// As for [`Self::run`], for one image.
+    #[cfg(feature = "measure")]
+    pub(in crate::model) unsafe fn run_only(&self, stage: Stage, scratch: &mut Scratch<P>) {
+        for strip in self.geometry.strips(0..1, 0..self.geometry.window.output_height) {
+            // SAFETY: the caller vouches for input, output and scratch.
+            unsafe {
+                match stage {
+                    Stage::Expand => self.widen::<true, false>(&strip, scratch),
+                    Stage::Slide => self.widen::<false, true>(&strip, scratch),
+                    Stage::Project => self.project(&strip, scratch),
                 }
             }
-            image += group;
         }
     }
 
@@ -229,11 +271,30 @@ impl<P: Precision> Pass<'_, P> {
         }
     }
 
-    /// Expands the strip's input rows and slides over them, block by block of channels.
+    /// Expands the strip's input rows and slides over them, block by block of channels; or does one of the two.
     ///
     /// # Safety
     /// As for [`Self::run`].
-    unsafe fn widen(&self, strip: &Strip, scratch: &mut Scratch<P>) {
+    unsafe fn widen<const EXPAND: bool, const SLIDE: bool>(&self, strip: &Strip, scratch: &mut Scratch<P>) {
+        if EXPAND {
+            self.place(strip, scratch);
+        }
+        for block in 0..self.block.depthwise.blocks() {
+            // SAFETY: the scratch holds this many blocks; the caller vouches for the rest.
+            unsafe {
+                let ring = scratch.ring.as_mut_ptr().add(block * strip.group * self.ring_length());
+                if EXPAND {
+                    self.expand(strip, block, ring, &scratch.offsets);
+                }
+                if SLIDE {
+                    self.slide(strip, block, ring, scratch);
+                }
+            }
+        }
+    }
+
+    /// Tells where in a block of the ring each pixel of the strip's input rows goes.
+    fn place(&self, strip: &Strip, scratch: &mut Scratch<P>) {
         let Geometry { window, columns, slots, .. } = self.geometry;
         let lanes = self.block.depthwise.lanes();
         let row_length = columns * lanes;
@@ -243,14 +304,6 @@ impl<P: Precision> Pass<'_, P> {
                 let first =
                     image * self.ring_length() + row % slots * row_length + window.before_columns * lanes;
                 scratch.offsets.extend((0..window.width).map(|column| (first + column * lanes) as u32));
-            }
-        }
-        for block in 0..self.block.depthwise.blocks() {
-            // SAFETY: the scratch holds this many blocks; the caller vouches for the rest.
-            unsafe {
-                let ring = scratch.ring.as_mut_ptr().add(block * strip.group * self.ring_length());
-                self.expand(strip, block, ring, &scratch.offsets);
-                self.slide(strip, block, ring, scratch);
             }
         }
     }

@@ -4,7 +4,8 @@
 //! [`isa`] says what the CPU has; `precision` what float32, bfloat16 and int8 layers have in common; `float`
 //! holds the float32 layers over the vectors of `simd`, `brain` the bfloat16 ones, `byte` the int8 ones; `block`
 //! and `head` put layers together; `ops` makes candle operations of them; [`pixels`] is for decoding photos;
-//! [`scalar`] is for calibration; [`integer`] is the reference that int8 must equal.
+//! [`scalar`] is for calibration; [`integer`] is the reference that int8 must equal; with the feature `measure`,
+//! `measure` runs each kernel alone and `peak` what none can exceed.
 //!
 //! **Invariant**: a kernel runs on the thread that calls it and on no other, and allocates nothing; only `team`
 //! knows other threads; `unsafe` lives below this module only.
@@ -19,8 +20,12 @@ pub(in crate::model) mod head;
 pub mod integer;
 pub mod isa;
 pub(in crate::model) mod matrix;
+#[cfg(feature = "measure")]
+pub mod measure;
 pub(in crate::model) mod memory;
 pub(in crate::model) mod ops;
+#[cfg(feature = "measure")]
+mod peak;
 pub mod pixels;
 pub(in crate::model) mod precision;
 pub mod scalar;

@@ -199,6 +199,9 @@ pub(in crate::model) struct Kernels {
     pub(super) depthwise: [[unsafe fn(&Depthwise); 2]; 2],
     /// The mean over the pixels of a block of channels.
     pub(super) mean: unsafe fn(&Mean),
+    /// Multiply-adds at the highest rate.
+    #[cfg(feature = "measure")]
+    pub(in crate::model) peak: crate::model::kernels::peak::Peak,
 }
 
 impl Kernels {
@@ -322,6 +325,10 @@ macro_rules! kernels {
             }),*],
             depthwise: [[slide::<3, 1>, slide::<3, 2>], [slide::<5, 1>, slide::<5, 2>]],
             mean: average,
+            #[cfg(feature = "measure")]
+            peak: crate::model::kernels::peak::peak!(
+                $arch, $feature, 2, Lanes<$pairs>, [$($vectors [$($pixels)*])*]
+            ),
         };
     };
 }

@@ -66,6 +66,9 @@ pub(in crate::model) struct Kernels {
     pub(super) panels: &'static [Panel<Finish>],
     /// By side (3 or 5) and stride (1 or 2).
     pub(super) depthwise: [[Sliding; 2]; 2],
+    /// Multiply-adds at the highest rate.
+    #[cfg(feature = "measure")]
+    pub(in crate::model) peak: crate::model::kernels::peak::Peak,
 }
 
 impl Kernels {
@@ -268,6 +271,10 @@ macro_rules! kernels {
                 run: $panel,
             }),*],
             depthwise: $depthwise,
+            #[cfg(feature = "measure")]
+            peak: crate::model::kernels::peak::peak!(
+                $arch, $feature, 1, Lanes<$integers>, [$($vectors [$($pixels)*])*]
+            ),
         };
     };
 }

@@ -148,6 +148,9 @@ pub(in crate::model) struct Kernels {
     pub(in crate::model) depthwise: [[unsafe fn(&Depthwise); 2]; 2],
     /// `[pixels, channels]` to the sums over the pixels, scaled.
     pub(in crate::model) mean: unsafe fn(&Mean),
+    /// Multiply-adds at the highest rate.
+    #[cfg(feature = "measure")]
+    pub(in crate::model) peak: crate::model::kernels::peak::Peak,
 }
 
 /// Mean over pixels for the channels of one panel.
@@ -292,6 +295,10 @@ macro_rules! kernels {
                 }),*],
                 depthwise: [[slide::<3, 1>, slide::<3, 2>], [slide::<5, 1>, slide::<5, 2>]],
                 mean: average,
+                #[cfg(feature = "measure")]
+                peak: crate::model::kernels::peak::peak!(
+                    $arch, $feature, 4, Lanes<$wide>, [$($vectors [$($pixels)*])*]
+                ),
             };
         }
     };
