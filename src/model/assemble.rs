@@ -10,7 +10,7 @@ use crate::model::kernels::float::{self, Float};
 use crate::model::kernels::head::Head;
 use crate::model::kernels::isa::Isa;
 use crate::model::kernels::matrix::Sizes;
-use crate::model::kernels::precision::{Normalisation, Precision};
+use crate::model::kernels::precision::{Normalisation, Precision, Slide as _};
 use crate::model::network::{self, Convolution, Network};
 use crate::model::quantise::{Layer, Quantised};
 use crate::model::weights::{self, Tensors, WeightsError, channels_last};
@@ -46,7 +46,7 @@ trait Source: Sync {
     /// Input channels that a product reads at once.
     const GROUP: usize;
 
-    /// Channels in a block of the middle tensors.
+    /// Channels in a block of the last convolution's output.
     fn lanes(&self) -> usize;
     /// A product; `shape` is its weight's in PyTorch's order.
     fn product(
@@ -91,11 +91,12 @@ fn assemble<S: Source>(network: &'static Network, source: &S) -> Result<Layers<S
             }
             None => return Err(unsupported(&block.depthwise.name)),
         };
-        let depthwise = source.slide(at, &block.depthwise)?;
+        let depthwise =
+            source.slide(at, &block.depthwise)?.ok_or_else(|| unsupported(&block.depthwise.name))?;
         Ok(Block {
             widen,
-            depthwise: depthwise.ok_or_else(|| unsupported(&block.depthwise.name))?,
-            project: product(Part::Project(at), &block.project, source.lanes())?,
+            project: product(Part::Project(at), &block.project, depthwise.lanes())?,
+            depthwise,
             residual: block.residual,
         })
     };
@@ -316,6 +317,6 @@ impl Source for Integers<'_> {
     }
 
     fn mean(&self) -> byte::Average {
-        byte::Average::new(&self.quantised.pool)
+        byte::Average::new(self.kernels, &self.quantised.pool)
     }
 }

@@ -143,6 +143,7 @@ impl<W: Plain, E> Matrix<W, E> {
         let Sizes { inputs, outputs, depth } = self.panels.sizes;
         let segments = inputs.div_ceil(depth);
         let steps = |channels: usize| (channels * size_of::<W>()).div_ceil(STEP);
+        let (steps, steps_last) = (steps(depth), steps(inputs - (segments - 1) * depth));
         for placed in &self.panels.placed[panels] {
             let kernel = &self.kernels[placed.kind];
             let left = outputs - placed.channel;
@@ -151,11 +152,12 @@ impl<W: Plain, E> Matrix<W, E> {
                 pixel_stride: source.pixel_stride * size_of::<V>(),
                 segments,
                 segment_stride: source.segment_stride * size_of::<V>(),
-                steps: steps(depth),
-                steps_last: steps(inputs - (segments - 1) * depth),
+                steps,
+                steps_last,
                 weights: self.weights[placed.at..].as_ptr().cast(),
                 offsets: offsets.as_ptr(),
                 pixels: offsets.len(),
+                ahead: ((segments - 1) * steps + steps_last) * kernel.width * STEP,
                 valid: if padded { kernel.width } else { left.min(kernel.width) },
                 finish: finish(placed.channel),
             };

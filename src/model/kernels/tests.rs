@@ -7,7 +7,7 @@ use super::head::{Head, HeadScratch};
 use super::integer;
 use super::isa::Isa;
 use super::matrix::Sizes;
-use super::precision::{Precision, Product as _, Source, Target};
+use super::precision::{Precision, Product as _, Slide as _, Source, Target};
 use super::*;
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _};
@@ -369,10 +369,11 @@ proptest! {
         }
         for isa in Isa::all() {
             let kernels = byte::Kernels::of(isa);
+            let slid = byte::Channelwise::new(kernels, (kernel, stride), slide.product()).unwrap();
             let block = Block::<Byte> {
                 widen: Widen::Expand(expand.packed(kernels, inputs, None)),
-                depthwise: byte::Channelwise::new(kernels, (kernel, stride), slide.product()).unwrap(),
-                project: project.packed(kernels, kernels.block, residual.as_deref()),
+                project: project.packed(kernels, slid.lanes(), residual.as_deref()),
+                depthwise: slid,
                 residual: residual.is_some(),
             };
             for strip in [None, Some(strip)] {
@@ -408,7 +409,7 @@ proptest! {
             let kernels = byte::Kernels::of(isa);
             let lanes = kernels.block;
             let weights = layer.packed(kernels, inputs, None);
-            let head = Head::<Byte> { weights, mean: byte::Average::new(&pool), lanes };
+            let head = Head::<Byte> { weights, mean: byte::Average::new(kernels, &pool), lanes };
             let mut got = vec![0; images * features];
             run_head(&head, (images, pixels), &input, &mut got);
             prop_assert!(got == pooled, "{isa}");

@@ -30,6 +30,8 @@ pub(in crate::model) struct Product<E> {
     pub(in crate::model) offsets: *const u32,
     /// Pixels.
     pub(in crate::model) pixels: usize,
+    /// Bytes from this panel's weights to the next's, which are fetched while the first tile is at work.
+    pub(in crate::model) ahead: usize,
     /// Output channels that are written, at most the panel's width.
     pub(in crate::model) valid: usize,
     /// What becomes of the sums, and where they go.
@@ -82,6 +84,18 @@ pub(in crate::model) trait Dot: Copy {
     );
 }
 
+/// Has the second-level cache fetch a line; any address will do.
+#[inline(always)]
+fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing that the program sees, and every CPU of the architecture has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Repeats a block with a constant from 0 on. A plain loop stays rolled and keeps the sums in memory.
 macro_rules! unroll {
     ($at:ident in 0..2 $body:block) => { unroll!(@ $at $body 0 1) };
@@ -109,6 +123,8 @@ pub(in crate::model) unsafe fn tile<D: Dot, const PIXELS: usize, const VECTORS: 
             let start = D::start(&call.finish, V);
             unroll!(P in 0..14 { if P < PIXELS { sums[P][V] = start; } });
         } });
+        // Weights are read once an inference, hence from beyond the second-level cache, which finds out too late.
+        let ahead = if first == 0 { call.ahead } else { 0 };
         let stride = call.pixel_stride;
         let mut weights = call.weights;
         let start = call.input.add(first * stride);
@@ -125,7 +141,11 @@ pub(in crate::model) unsafe fn tile<D: Dot, const PIXELS: usize, const VECTORS: 
             ];
             for _ in 0..steps {
                 let mut panel: [D::Weights; VECTORS] = std::mem::zeroed();
-                unroll!(V in 0..4 { if V < VECTORS { panel[V] = D::weights(weights.add(V * D::LANES * STEP)); } });
+                unroll!(V in 0..4 { if V < VECTORS {
+                    let at = weights.add(V * D::LANES * STEP);
+                    panel[V] = D::weights(at);
+                    prefetch(at.wrapping_add(ahead));
+                } });
                 unroll!(P in 0..14 { if P < PIXELS {
                     let value = D::activation(threes[P / 3].add(P % 3 * stride));
                     unroll!(V in 0..4 { if V < VECTORS { sums[P][V] = D::dot(sums[P][V], value, panel[V]); } });

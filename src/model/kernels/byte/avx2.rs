@@ -1,6 +1,6 @@
 //! Eight lanes: AVX2, which multiplies 16-bit integers in pairs; bytes in pairs would saturate.
 use super::slide::{self, plain};
-use super::tiles::{Depthwise, Integers, Kernels, Lanes, Sliding, interleaved, kernels};
+use super::tiles::{Depthwise, Integers, Kernels, Lanes, Mean, Sliding, interleaved, kernels, mean};
 use crate::model::kernels::tile::{Panel, panel};
 use std::arch::x86_64::*;
 
@@ -120,4 +120,4 @@ unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
 kernels!("x86_64", "avx2,fma", 16, Avx2, [
     [plain!(slide::<3, 1>, 3, 16), plain!(slide::<3, 2>, 3, 16)],
     [plain!(slide::<5, 1>, 5, 16), plain!(slide::<5, 2>, 5, 16)],
-], [wide x 2 [4 2 1], half x 1 [4 2 1]]);
+], [[None; 2]; 2], [wide x 2 [4 2 1], half x 1 [4 2 1]]);

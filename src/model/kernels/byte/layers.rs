@@ -1,5 +1,5 @@
 //! Integer layers: weights laid out as the kernels read them, once, when a network is loaded.
-use super::tiles::{Depthwise, Finish, Kernels, Output, Sliding};
+use super::tiles::{self, Depthwise, Finish, Kernels, Output, Sliding};
 use crate::model::kernels::integer;
 use crate::model::kernels::matrix::{Matrix, Panels, Sizes};
 use crate::model::kernels::memory::Buffer;
@@ -98,17 +98,24 @@ impl Channelwise {
         (side, stride): (usize, usize),
         product: integer::Product<'_>,
     ) -> Option<Self> {
-        let sliding = of_shape(&kernels.depthwise, side, stride)?;
-        let (block, channels) = (kernels.block, product.offset.len());
+        let (lanes, channels) = (kernels.block, product.offset.len());
+        let narrow = of_shape(&kernels.narrow, side, stride)?;
+        let narrow = narrow.filter(|narrow| channels * narrow.pixels <= lanes);
+        let sliding = narrow.or(of_shape(&kernels.depthwise, side, stride))?;
+        let block = lanes / sliding.pixels;
         let blocks = channels.div_ceil(block);
         let mut weights = Buffer::zeroed(blocks * sliding.length);
-        let (mut multiplier, mut offset) = (Buffer::zeroed(blocks * block), Buffer::zeroed(blocks * block));
+        let (mut multiplier, mut offset) = (Buffer::zeroed(blocks * lanes), Buffer::zeroed(blocks * lanes));
         for (channel, weight) in product.weight.chunks_exact(side * side).enumerate() {
-            let (at, channel_of_block) = (channel / block, channel % block);
-            (sliding.place)(&mut weights[at * sliding.length..][..sliding.length], channel_of_block, weight);
-            let lane = at * block + (sliding.lane)(channel_of_block);
-            multiplier[lane] = product.multiplier[channel];
-            offset[lane] = product.offset[channel];
+            let at = channel / block;
+            let weights = &mut weights[at * sliding.length..][..sliding.length];
+            for pixel in 0..sliding.pixels {
+                let as_placed = pixel * block + channel % block;
+                (sliding.place)(weights, as_placed, weight);
+                let lane = at * lanes + (sliding.lane)(as_placed);
+                multiplier[lane] = product.multiplier[channel];
+                offset[lane] = product.offset[channel];
+            }
         }
         Some(Self { sliding, block, blocks, weights, multiplier, offset })
     }
@@ -131,8 +138,8 @@ impl Slide for Channelwise {
             row_count: size.0,
             columns: size.1,
             weights: self.weights[block * self.sliding.length..].as_ptr(),
-            multiplier: self.multiplier[block * self.block..].as_ptr(),
-            offset: self.offset[block * self.block..].as_ptr(),
+            multiplier: self.multiplier[block * self.block * self.sliding.pixels..].as_ptr(),
+            offset: self.offset[block * self.block * self.sliding.pixels..].as_ptr(),
             output,
             block: self.block,
         };
@@ -143,12 +150,15 @@ impl Slide for Channelwise {
 }
 
 /// The mean over the pixels.
-pub(in crate::model) struct Average(Vec<f32>);
+pub(in crate::model) struct Average {
+    kernels: &'static Kernels,
+    multiplier: Vec<f32>,
+}
 
 impl Average {
     /// `multiplier` holds for each channel what its sum is multiplied with.
-    pub(in crate::model) fn new(multiplier: &[f32]) -> Self {
-        Self(multiplier.to_vec())
+    pub(in crate::model) fn new(kernels: &'static Kernels, multiplier: &[f32]) -> Self {
+        Self { kernels, multiplier: multiplier.to_vec() }
     }
 }
 
@@ -156,22 +166,9 @@ impl Mean for Average {
     type Value = u8;
 
     unsafe fn run(&self, channel: usize, input: *const u8, (pixels, width): (usize, usize), output: *mut u8) {
-        // SAFETY: the caller vouches for input and output.
-        let (input, output) = unsafe {
-            (std::slice::from_raw_parts(input, pixels * width), std::slice::from_raw_parts_mut(output, width))
-        };
-        let multipliers = &self.0[channel..self.0.len().min(channel + width)];
-        // Sixteen channels at once, which the compiler keeps in vectors.
-        for (at, (multipliers, output)) in multipliers.chunks(16).zip(output.chunks_mut(16)).enumerate() {
-            let mut sums = [0_i32; 16];
-            for pixel in input.chunks_exact(width) {
-                for (sum, value) in sums.iter_mut().zip(&pixel[at * 16..]) {
-                    *sum += i32::from(*value);
-                }
-            }
-            for ((output, multiplier), sum) in output.iter_mut().zip(multipliers).zip(sums) {
-                *output = integer::round(integer::scale(sum, *multiplier, 0.0));
-            }
-        }
+        let multiplier = &self.multiplier[channel..self.multiplier.len().min(channel + width)];
+        // SAFETY: the caller vouches for input and output; that there are such kernels proves that the CPU has
+        // their instructions.
+        unsafe { (self.kernels.mean)(&tiles::Mean { input, pixels, width, multiplier, output }) };
     }
 }

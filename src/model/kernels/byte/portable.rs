@@ -1,6 +1,6 @@
 //! Plain Rust over eight lanes.
 use super::slide::{self, plain};
-use super::tiles::{Integers, Kernels, Lanes, Sliding, interleaved, kernels};
+use super::tiles::{Integers, Kernels, Lanes, Mean, Sliding, interleaved, kernels, mean};
 use crate::model::kernels::integer;
 use crate::model::kernels::tile::{Panel, panel};
 
@@ -86,4 +86,4 @@ impl Integers for Portable {
 kernels!("x86_64", "sse2", 8, Portable, [
     [plain!(slide::slide::<3, 1>, 3, 8), plain!(slide::slide::<3, 2>, 3, 8)],
     [plain!(slide::slide::<5, 1>, 5, 8), plain!(slide::slide::<5, 2>, 5, 8)],
-], [wide x 1 [2 1]]);
+], [[None; 2]; 2], [wide x 1 [2 1]]);

@@ -56,6 +56,7 @@ macro_rules! plain {
                 }
             },
             lane: |channel| channel,
+            pixels: 1,
         }
     };
 }

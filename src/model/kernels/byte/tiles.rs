@@ -1,4 +1,5 @@
 //! Integer products: what an instruction set must bring, and the table of its kernels.
+use crate::model::kernels::integer;
 use crate::model::kernels::isa::{Isa, Level};
 use crate::model::kernels::tile::{Dot, Panel, unroll};
 use std::marker::PhantomData;
@@ -56,6 +57,44 @@ pub(in crate::model) struct Sliding {
     pub(super) place: fn(packed: &mut [i8], channel: usize, weight: &[i8]),
     /// The lane in which a channel of the block is multiplied.
     pub(super) lane: fn(channel: usize) -> usize,
+    /// Neighbouring pixels that lie in the vectors side by side, in as many lanes as a block has channels, so
+    /// that each has so many fewer channels.
+    pub(super) pixels: usize,
+}
+
+/// Mean over pixels for some channels.
+pub(in crate::model) struct Mean<'a> {
+    /// `[pixels, width]`.
+    pub(super) input: *const u8,
+    /// Pixels.
+    pub(super) pixels: usize,
+    /// Channels in the input.
+    pub(super) width: usize,
+    /// Multiplies the sums of the channels that there are, at most `width`.
+    pub(super) multiplier: &'a [f32],
+    /// As many elements as there are multipliers.
+    pub(super) output: *mut u8,
+}
+
+/// Mean over the pixels, in plain Rust that the compiler turns into what the caller enables.
+#[inline(always)]
+pub(super) unsafe fn mean(call: &Mean<'_>) {
+    // SAFETY: the caller vouches for input and output.
+    let (input, output) = unsafe {
+        let output = std::slice::from_raw_parts_mut(call.output, call.multiplier.len());
+        (std::slice::from_raw_parts(call.input, call.pixels * call.width), output)
+    };
+    for (at, (multipliers, output)) in call.multiplier.chunks(16).zip(output.chunks_mut(16)).enumerate() {
+        let mut sums = [0_i32; 16];
+        for pixel in input.chunks_exact(call.width) {
+            for (sum, value) in sums.iter_mut().zip(&pixel[at * 16..]) {
+                *sum += i32::from(*value);
+            }
+        }
+        for ((output, multiplier), sum) in output.iter_mut().zip(multipliers).zip(sums) {
+            *output = integer::round(integer::scale(sum, *multiplier, 0.0));
+        }
+    }
 }
 
 /// The kernels of one instruction set.
@@ -66,6 +105,10 @@ pub(in crate::model) struct Kernels {
     pub(super) panels: &'static [Panel<Finish>],
     /// By side (3 or 5) and stride (1 or 2).
     pub(super) depthwise: [[Sliding; 2]; 2],
+    /// The same for a tensor of so few channels that they leave half of a block free, where there is one.
+    pub(super) narrow: [[Option<Sliding>; 2]; 2],
+    /// The mean over the pixels of some channels.
+    pub(super) mean: unsafe fn(&Mean<'_>),
     /// Multiply-adds at the highest rate.
     #[cfg(feature = "measure")]
     pub(in crate::model) peak: crate::model::kernels::peak::Peak,
@@ -259,8 +302,14 @@ pub(super) const fn interleaved<const VECTORS: usize>(vector: usize, lane: usize
 /// A table of kernels.
 macro_rules! kernels {
     ($arch:literal, $feature:literal, $block:literal, $integers:ty, $depthwise:expr,
-     [$($panel:ident x $vectors:literal [$($pixels:literal)*]),*]) => {
+     $narrow:expr, [$($panel:ident x $vectors:literal [$($pixels:literal)*]),*]) => {
         $(panel!($panel, $arch, $feature, Lanes<$integers>, $vectors, [$($pixels)*]);)*
+
+        #[cfg_attr(target_arch = $arch, target_feature(enable = $feature))]
+        unsafe fn average(call: &Mean<'_>) {
+            // SAFETY: the caller vouches for the call.
+            unsafe { mean(call) }
+        }
 
         pub(super) static KERNELS: Kernels = Kernels {
             block: $block,
@@ -271,6 +320,8 @@ macro_rules! kernels {
                 run: $panel,
             }),*],
             depthwise: $depthwise,
+            narrow: $narrow,
+            mean: average,
             #[cfg(feature = "measure")]
             peak: crate::model::kernels::peak::peak!(
                 $arch, $feature, 1, Lanes<$integers>, [$($vectors [$($pixels)*])*]

@@ -2,7 +2,8 @@
 //!
 //! The depthwise convolution lays four rows of a column side by side, so that one instruction multiplies a
 //! column of the window; two output rows share them, the second with weights that start one byte further on.
-use super::tiles::{Depthwise, Integers, Kernels, Lanes, Sliding, interleaved, kernels};
+//! A tensor of at most 32 channels has two neighbouring pixels in a vector of 64.
+use super::tiles::{Depthwise, Integers, Kernels, Lanes, Mean, Sliding, interleaved, kernels, mean};
 use crate::model::kernels::tile::{Panel, panel, unroll};
 use std::arch::x86_64::*;
 
@@ -89,7 +90,8 @@ impl Integers for Vnni {
                 _mm512_packs_epi32(rounded[2], rounded[3]),
             );
             match VECTORS {
-                4 => _mm512_storeu_si512(to.cast(), bytes),
+                4 if valid >= 64 => _mm512_storeu_si512(to.cast(), bytes),
+                4 => _mm512_mask_storeu_epi8(to.cast(), first(valid), bytes),
                 // Of each four words of bytes the first two are filled, or the first.
                 2 => {
                     let filled = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0), bytes);
@@ -150,9 +152,9 @@ const fn quads_in(side: usize, stride: usize) -> usize {
     (side + together(stride) - 1).div_ceil(4)
 }
 
-/// A column's quads of all channels.
+/// A column's quads of all channels, and those of the next columns where the vectors hold several pixels.
 #[inline(always)]
-unsafe fn column<const SIDE: usize, const STRIDE: usize>(
+unsafe fn column<const SIDE: usize, const STRIDE: usize, const PIXELS: usize>(
     rows: &[*const u8; 8],
     at: usize,
 ) -> [[__m512i; 4]; 2] {
@@ -161,7 +163,7 @@ unsafe fn column<const SIDE: usize, const STRIDE: usize>(
         let zero = _mm512_setzero_si512();
         let load = |row: usize| {
             if row < SIDE + together(STRIDE) - 1 {
-                _mm512_loadu_si512(rows[row].add(at * BLOCK).cast())
+                _mm512_loadu_si512(rows[row].add(at * (BLOCK / PIXELS)).cast())
             } else {
                 zero
             }
@@ -175,9 +177,9 @@ unsafe fn column<const SIDE: usize, const STRIDE: usize>(
     }
 }
 
-/// Weights are `[side columns, quads, rows together, 4, 64]`.
+/// Weights are `[side columns, quads, rows together, 4, 64]`. With several pixels in a vector the stride is 1.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
+unsafe fn slide<const SIDE: usize, const STRIDE: usize, const PIXELS: usize>(call: &Depthwise) {
     // SAFETY: this function enables the features; the caller vouches for the call.
     unsafe {
         let mut row = 0;
@@ -187,7 +189,7 @@ unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
             for (at, pointer) in rows.iter_mut().enumerate().take(SIDE + count - 1) {
                 *pointer = *call.rows.add(row * STRIDE + at);
             }
-            slide_row::<SIDE, STRIDE>(call, row, count, &rows);
+            slide_row::<SIDE, STRIDE, PIXELS>(call, row, count, &rows);
             row += count;
         }
     }
@@ -195,7 +197,7 @@ unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
 
 /// One output row, or two. Where only one is left the second is computed from any row and not written.
 #[inline(always)]
-unsafe fn slide_row<const SIDE: usize, const STRIDE: usize>(
+unsafe fn slide_row<const SIDE: usize, const STRIDE: usize, const PIXELS: usize>(
     call: &Depthwise,
     row: usize,
     count: usize,
@@ -204,18 +206,19 @@ unsafe fn slide_row<const SIDE: usize, const STRIDE: usize>(
     // SAFETY: the caller vouches for the instruction set and the call.
     unsafe {
         let mut window: [[[__m512i; 4]; 2]; SIDE] = std::mem::zeroed();
-        for (at, quads) in window.iter_mut().enumerate().skip(STRIDE) {
-            *quads = column::<SIDE, STRIDE>(rows, at - STRIDE);
+        let step = STRIDE * PIXELS;
+        for (at, quads) in window.iter_mut().enumerate().skip(step) {
+            *quads = column::<SIDE, STRIDE, PIXELS>(rows, at - step);
         }
         let (mut multiplier, mut offset): ([__m512; 4], [__m512; 4]) = std::mem::zeroed();
         unroll!(J in 0..4 {
             multiplier[J] = _mm512_loadu_ps(call.multiplier.add(J * 16));
             offset[J] = _mm512_loadu_ps(call.offset.add(J * 16));
         });
-        for output_column in 0..call.columns {
-            unroll!(C in 0..5 { if C + STRIDE < SIDE { window[C] = window[C + STRIDE]; } });
-            unroll!(C in 0..5 { if C < SIDE && C + STRIDE >= SIDE {
-                window[C] = column::<SIDE, STRIDE>(rows, output_column * STRIDE + C);
+        for output_column in (0..call.columns).step_by(PIXELS) {
+            unroll!(C in 0..5 { if C + step < SIDE { window[C] = window[C + step]; } });
+            unroll!(C in 0..5 { if C < SIDE && C + step >= SIDE {
+                window[C] = column::<SIDE, STRIDE, PIXELS>(rows, output_column * STRIDE + C);
             } });
             let mut sums: [[__m512i; 4]; 2] = std::mem::zeroed();
             unroll!(C in 0..5 { if C < SIDE {
@@ -236,7 +239,8 @@ unsafe fn slide_row<const SIDE: usize, const STRIDE: usize>(
                 });
                 if T < count {
                     let pixel = (row + T) * call.columns + output_column;
-                    Vnni::round(call.output.add(pixel * BLOCK), &reals, BLOCK);
+                    let valid = BLOCK / PIXELS * PIXELS.min(call.columns - output_column);
+                    Vnni::round(call.output.add(pixel * (BLOCK / PIXELS)), &reals, valid);
                 }
             } });
         }
@@ -260,18 +264,22 @@ fn place<const SIDE: usize, const STRIDE: usize>(packed: &mut [i8], channel: usi
     }
 }
 
-const fn sliding<const SIDE: usize, const STRIDE: usize>() -> Sliding {
+const fn sliding<const SIDE: usize, const STRIDE: usize, const PIXELS: usize>() -> Sliding {
     Sliding {
-        run: slide::<SIDE, STRIDE>,
+        run: slide::<SIDE, STRIDE, PIXELS>,
         length: SIDE * quads_in(SIDE, STRIDE) * together(STRIDE) * 4 * BLOCK,
         place: place::<SIDE, STRIDE>,
         lane: |channel| lane_of(channel).0 * 16 + lane_of(channel).1,
+        pixels: PIXELS,
     }
 }
 
 kernels!("x86_64", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", 64, Vnni, [
-    [sliding::<3, 1>(), sliding::<3, 2>()],
-    [sliding::<5, 1>(), sliding::<5, 2>()],
+    [sliding::<3, 1, 1>(), sliding::<3, 2, 1>()],
+    [sliding::<5, 1, 1>(), sliding::<5, 2, 1>()],
+], [
+    [Some(sliding::<3, 1, 2>()), None],
+    [Some(sliding::<5, 1, 2>()), None],
 ], [
     wide x 2 [14 7 4 2 1],
     half x 1 [14 7 4 2 1]
