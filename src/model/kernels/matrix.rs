@@ -76,10 +76,13 @@ impl<W: Plain, E> Matrix<W, E> {
         let mut all = Vec::new();
         let (mut channel, mut at) = (0, 0);
         while channel < sizes.outputs {
-            // The widest panel that narrower ones would not fill with fewer channels.
-            let narrowest = kernels.last().map_or(1, |panel| panel.width);
-            let left = (sizes.outputs - channel).next_multiple_of(narrowest);
-            let kind = kernels.iter().position(|panel| panel.width <= left).unwrap_or(0);
+            // The widest panel that is filled, or the narrowest that takes all that is left, if only a quarter of
+            // it stays empty: two panels read every pixel twice.
+            let left = sizes.outputs - channel;
+            let holds_all = kernels.iter().rposition(|panel| panel.width >= left);
+            let kind = holds_all.filter(|kind| kernels[*kind].width * 3 <= left * 4);
+            let filled = || kernels.iter().position(|panel| panel.width <= left);
+            let kind = kind.or_else(filled).unwrap_or(kernels.len() - 1);
             all.push(Placed { channel, kind, at });
             channel += kernels[kind].width;
             at += kernels[kind].width * rows.len() * group;

@@ -63,11 +63,9 @@ impl<S: Simd> Dot for Lanes<S> {
     ) {
         unsafe {
             if valid < VECTORS * S::LANES {
-                // A copy, so that the sums themselves need no memory.
-                let sums = *sums;
-                for (at, sums) in sums.iter().enumerate() {
-                    finish_part::<S, VECTORS>(finish, *offsets.add(at) as usize, sums, valid);
-                }
+                unroll!(P in 0..14 { if P < PIXELS {
+                    finish_part::<S, VECTORS>(finish, *offsets.add(P) as usize, &sums[P], valid);
+                } });
             } else if finish.residual.is_null() {
                 unroll!(P in 0..14 { if P < PIXELS {
                     let output = finish.output.add(*offsets.add(P) as usize);
@@ -99,12 +97,12 @@ unsafe fn finish_part<S: Simd, const VECTORS: usize>(
     sums: &[S::Vector; VECTORS],
     valid: usize,
 ) {
-    for (vector, sum) in sums.iter().enumerate() {
-        let channel = vector * S::LANES;
+    unroll!(V in 0..4 { if V < VECTORS {
+        let channel = V * S::LANES;
         let count = valid.saturating_sub(channel).min(S::LANES);
         // SAFETY: the caller vouches for the instruction set and for `valid` channels.
         unsafe {
-            let mut sum = *sum;
+            let mut sum = sums[V];
             if !finish.residual.is_null() {
                 sum = S::add(sum, S::load_first(finish.residual.wrapping_add(offset + channel), count));
             }
@@ -113,7 +111,7 @@ unsafe fn finish_part<S: Simd, const VECTORS: usize>(
             }
             S::store_first(finish.output.wrapping_add(offset + channel), sum, count);
         }
-    }
+    } });
 }
 
 /// One block of channels through a depthwise convolution with bias and ReLU6.

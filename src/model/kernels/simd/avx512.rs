@@ -41,4 +41,19 @@ impl Simd for Avx512 {
         // With the vector second, NaN comes through.
         unsafe { _mm512_min_ps(_mm512_set1_ps(6.0), _mm512_max_ps(_mm512_set1_ps(0.0), vector)) }
     }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(first(count), from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, vector: __m512, count: usize) {
+        unsafe { _mm512_mask_storeu_ps(to, first(count), vector) }
+    }
+}
+
+/// The lanes before the first `count`th.
+#[inline(always)]
+fn first(count: usize) -> __mmask16 {
+    ((1_u32 << count.min(16)) - 1) as __mmask16
 }
