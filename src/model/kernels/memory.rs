@@ -28,6 +28,8 @@ unsafe impl Plain for i8 {}
 // SAFETY: as above.
 unsafe impl Plain for i16 {}
 // SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
 unsafe impl Plain for i32 {}
 // SAFETY: bf16 is a transparent u16.
 unsafe impl Plain for half::bf16 {}

@@ -1,5 +1,5 @@
 //! bfloat16 layers: weights laid out as the kernels read them, once, when a network is loaded.
-use super::tiles::{self, Finish, Kernels, Output};
+use super::tiles::{self, Finish, Kernels, Output, Sliding};
 use crate::model::kernels::matrix::{Matrix, Panels, Sizes};
 use crate::model::kernels::memory::Buffer;
 use crate::model::kernels::precision::{Mean, Product, Slide, Source, Target, of_shape};
@@ -73,36 +73,34 @@ impl Product for Pointwise {
 
 /// A depthwise convolution in blocks of channels.
 pub(in crate::model) struct Channelwise {
-    run: unsafe fn(&tiles::Depthwise),
+    sliding: Sliding,
     block: usize,
     blocks: usize,
-    taps: usize,
-    weights: Buffer<f32>,
+    weights: Buffer<u32>,
     bias: Buffer<f32>,
 }
 
 impl Channelwise {
-    /// Packs `weight`, `[side × side, channels]`, for `kernels`; `None` where they have no such side and stride.
+    /// Rounds and packs `weight`, `[side × side, channels]`, for `kernels`; `None` where they have no such side and stride.
     pub(in crate::model) fn new(
         kernels: &'static Kernels,
         (side, stride): (usize, usize),
         weight: &[f32],
         bias: &[f32],
     ) -> Option<Self> {
-        let run = of_shape(&kernels.depthwise, side, stride)?;
+        let sliding = of_shape(&kernels.depthwise, side, stride)?;
         let (block, channels, taps) = (kernels.block, bias.len(), side * side);
         let blocks = channels.div_ceil(block);
-        let mut packed = Buffer::zeroed(blocks * taps * block);
+        let mut packed = Buffer::zeroed(blocks * sliding.words);
         let mut padded_bias = Buffer::zeroed(blocks * block);
         for channel in 0..channels {
-            // Even channels before odd ones.
-            let (first, lane) = (channel / block, channel % block / 2 + channel % 2 * (block / 2));
-            padded_bias[first * block + lane] = bias[channel];
-            for tap in 0..taps {
-                packed[(first * taps + tap) * block + lane] = weight[tap * channels + channel];
-            }
+            let (at, channel_of_block) = (channel / block, channel % block);
+            padded_bias[at * block + (sliding.lane)(channel_of_block)] = bias[channel];
+            let weight = |tap| bf16::from_f32(weight[tap * channels + channel]);
+            let weight: Vec<bf16> = (0..taps).map(weight).collect();
+            (sliding.place)(&mut packed[at * sliding.words..][..sliding.words], channel_of_block, &weight);
         }
-        Some(Self { run, block, blocks, taps, weights: packed, bias: padded_bias })
+        Some(Self { sliding, block, blocks, weights: packed, bias: padded_bias })
     }
 }
 
@@ -122,13 +120,13 @@ impl Slide for Channelwise {
             rows: rows.as_ptr(),
             row_count: size.0,
             columns: size.1,
-            weights: self.weights[block * self.taps * self.block..].as_ptr(),
+            weights: self.weights[block * self.sliding.words..].as_ptr(),
             bias: self.bias[block * self.block..].as_ptr(),
             output,
         };
         // SAFETY: the caller vouches for rows and output; weights and bias were packed for this block; that
         // there are such kernels proves that the CPU has their instructions.
-        unsafe { (self.run)(&call) };
+        unsafe { (self.sliding.run)(&call) };
     }
 }
 

@@ -1,5 +1,4 @@
-//! bfloat16: activations and the weights of products have eight bits of precision, sums, biases and the
-//! weights of depthwise convolutions float32's.
+//! bfloat16: activations and weights have eight bits of precision, sums and biases float32's.
 //!
 //! **Invariant**: every activation is rounded once, to the nearest, ties to even. Instruction sets differ only
 //! in how they round inside a sum, which shows as the odd activation rounded the other way.

@@ -1,5 +1,7 @@
 //! Eight lanes in plain Rust, compiled for what every CPU has and for AVX2.
-use super::tiles::{Depthwise, Kernels, Lanes, Mean, Pairs, depthwise, kernels, mean};
+use super::tiles::{
+    Depthwise, Kernels, Lanes, Mean, Pairs, Sliding, depthwise, in_float32, kernels, mean, slides,
+};
 use crate::model::kernels::simd::{Portable, Simd};
 use crate::model::kernels::tile::{Panel, panel};
 use half::bf16;
@@ -86,12 +88,14 @@ impl Pairs for Portable {
     }
 }
 
-kernels!("x86_64", "sse2", Portable, [wide x 2 [2 1], half x 1 [4 2 1]]);
+slides!("x86_64", "sse2", Portable);
+kernels!("x86_64", "sse2", Portable, SLIDING, [wide x 2 [2 1], half x 1 [4 2 1]]);
 
 /// The same for AVX2.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
     use super::*;
 
-    kernels!("x86_64", "avx2,fma", Portable, [wide x 2 [4 2 1], half x 1 [7 4 2 1]]);
+    slides!("x86_64", "avx2,fma", Portable);
+    kernels!("x86_64", "avx2,fma", Portable, SLIDING, [wide x 2 [4 2 1], half x 1 [7 4 2 1]]);
 }

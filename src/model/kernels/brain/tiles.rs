@@ -1,7 +1,7 @@
 //! bfloat16 kernels, written once over [`Pairs`] and compiled for each instruction set.
 //!
 //! A depthwise convolution takes one block of channels and makes seven neighbouring pixels at a time, in
-//! float32 between reading and writing.
+//! float32 between reading and writing; [`super::avx512`] has another.
 //!
 //! **Invariant**: no kernel allocates, and each writes exactly the pixels and channels that it is told.
 use crate::model::kernels::isa::{Isa, Level};
@@ -171,12 +171,39 @@ pub(in crate::model) struct Depthwise {
     pub(super) row_count: usize,
     /// Output pixels in a row.
     pub(super) columns: usize,
-    /// `[kernel × kernel, block]`, the even channels before the odd ones.
-    pub(super) weights: *const f32,
-    /// `block` elements in the same order.
+    /// As the kernel wants them, see [`Sliding`].
+    pub(super) weights: *const u32,
+    /// `block` elements in the order of the kernel's lanes.
     pub(super) bias: *const f32,
     /// `[row_count, columns, block]`.
     pub(super) output: *mut bf16,
+}
+
+/// A depthwise kernel with its way of laying out a channel's weights.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Sliding {
+    pub(super) run: unsafe fn(&Depthwise),
+    /// Words of a block's weights, each a float32 or two bfloat16.
+    pub(super) words: usize,
+    /// Puts the weights `[side, side]` of a channel of the block in place.
+    pub(super) place: fn(packed: &mut [u32], channel: usize, weight: &[bf16]),
+    /// The lane in which a channel of the block is multiplied.
+    pub(super) lane: fn(channel: usize) -> usize,
+}
+
+/// Weights `[side × side, block]` in float32, the even channels before the odd ones.
+pub(super) const fn in_float32<S: Pairs, const SIDE: usize>(run: unsafe fn(&Depthwise)) -> Sliding {
+    Sliding {
+        run,
+        words: SIDE * SIDE * 2 * S::LANES,
+        place: |packed, channel, weight| {
+            for (tap, weight) in weight.iter().enumerate() {
+                let lane = channel / 2 + channel % 2 * S::LANES;
+                packed[tap * 2 * S::LANES + lane] = weight.to_f32().to_bits();
+            }
+        },
+        lane: |channel| channel / 2 + channel % 2 * S::LANES,
+    }
 }
 
 /// Mean over pixels for one block of channels.
@@ -196,7 +223,7 @@ pub(in crate::model) struct Kernels {
     /// Panels, widest first.
     pub(super) panels: &'static [Panel<Finish>],
     /// By kernel side (3 or 5) and stride (1 or 2).
-    pub(super) depthwise: [[unsafe fn(&Depthwise); 2]; 2],
+    pub(super) depthwise: [[Sliding; 2]; 2],
     /// The mean over the pixels of a block of channels.
     pub(super) mean: unsafe fn(&Mean),
     /// Multiply-adds at the highest rate.
@@ -258,7 +285,7 @@ unsafe fn pixels<S: Pairs, const SIDE: usize, const STRIDE: usize, const COUNT: 
         });
         for kernel_row in 0..SIDE {
             let from = (*rows.add(kernel_row)).add(column * STRIDE * pixel);
-            let tap = call.weights.add(kernel_row * SIDE * pixel);
+            let tap = call.weights.cast::<f32>().add(kernel_row * SIDE * pixel);
             let mut weights: [[S::Vector; 2]; SIDE] = std::mem::zeroed();
             unroll!(T in 0..5 { if T < SIDE {
                 unroll!(V in 0..2 { weights[T][V] = S::load(tap.add(T * pixel + V * S::LANES)); });
@@ -300,14 +327,8 @@ pub(super) unsafe fn mean<S: Pairs>(call: &Mean) {
 /// A table of kernels: the architecture and features that an instruction set means, its vectors, and the
 /// panels as vectors and pixels of the tiles, largest first, ending in 1.
 macro_rules! kernels {
-    ($arch:literal, $feature:literal, $pairs:ty, [$($panel:ident x $vectors:literal [$($pixels:literal)*]),*]) => {
+    ($arch:literal, $feature:literal, $pairs:ty, $depthwise:expr, [$($panel:ident x $vectors:literal [$($pixels:literal)*]),*]) => {
         $(panel!($panel, $arch, $feature, Lanes<$pairs>, $vectors, [$($pixels)*]);)*
-
-        #[cfg_attr(target_arch = $arch, target_feature(enable = $feature))]
-        unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
-            // SAFETY: this function enables the features; the caller vouches for the rest.
-            unsafe { depthwise::<$pairs, SIDE, STRIDE>(call) }
-        }
 
         #[cfg_attr(target_arch = $arch, target_feature(enable = $feature))]
         unsafe fn average(call: &Mean) {
@@ -323,7 +344,7 @@ macro_rules! kernels {
                 lanes: <$pairs as Simd>::LANES,
                 run: $panel,
             }),*],
-            depthwise: [[slide::<3, 1>, slide::<3, 2>], [slide::<5, 1>, slide::<5, 2>]],
+            depthwise: $depthwise,
             mean: average,
             #[cfg(feature = "measure")]
             peak: crate::model::kernels::peak::peak!(
@@ -333,3 +354,20 @@ macro_rules! kernels {
     };
 }
 pub(super) use kernels;
+
+/// Defines `SLIDING`, the depthwise kernels that compute in float32.
+macro_rules! slides {
+    ($arch:literal, $feature:literal, $pairs:ty) => {
+        #[cfg_attr(target_arch = $arch, target_feature(enable = $feature))]
+        unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
+            // SAFETY: this function enables the features; the caller vouches for the rest.
+            unsafe { depthwise::<$pairs, SIDE, STRIDE>(call) }
+        }
+
+        const SLIDING: [[Sliding; 2]; 2] = [
+            [in_float32::<$pairs, 3>(slide::<3, 1>), in_float32::<$pairs, 3>(slide::<3, 2>)],
+            [in_float32::<$pairs, 5>(slide::<5, 1>), in_float32::<$pairs, 5>(slide::<5, 2>)],
+        ];
+    };
+}
+pub(super) use slides;
