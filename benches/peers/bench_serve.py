@@ -110,8 +110,8 @@ def command(name: str, elastic: Path, network: str, weights: Path) -> list[str]:
     return [*mode, "--queue-max", str(QUEUE_MAX), "--model", network, "--weights", str(file)]
 
 
-def start(name: str, line: list[str], core: int) -> Service:
-    """Starts a service pinned to its core and waits until it is ready."""
+def start(name: str, line: list[str], core: int, photo: Path) -> Service:
+    """Starts a service pinned to its core and waits until it has classified a photo."""
     say(f"starting {name} on core {core}")
     allowed = cores_allowed()
     log = (prepare.LOGS / f"serve-{name}.log").open("wb")
@@ -126,9 +126,10 @@ def start(name: str, line: list[str], core: int) -> Service:
         pin(allowed)
         log.close()
     try:
-        ready = json.loads(first_line(process))
-        return Service(name, process, str(ready["ready"]), (time.monotonic() - started) * 1000)
-    except (ServiceError, ValueError, KeyError) as error:
+        url = str(json.loads(first_line(process))["ready"])
+        one_by_one_ms(url, [photo], probes=1)
+        return Service(name, process, url, (time.monotonic() - started) * 1000)
+    except (ServiceError, OSError, ValueError, KeyError) as error:
         end(process)
         raise ServiceError(f"{error}; see {log.name}") from error
 
@@ -156,12 +157,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.communicate()
 
 
-def one_by_one_ms(url: str, photos: Sequence[Path]) -> float:
+def one_by_one_ms(url: str, photos: Sequence[Path], probes: int = PROBES) -> float:
     """Median time of a request when there is no other: what the capacity is guessed from."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
     durations = []
-    for at in range(PROBES):
+    for at in range(probes):
         body = photos[at % len(photos)].read_bytes()
         started = time.monotonic()
         connection.request("POST", "/predict", body, {"Content-Type": "image/jpeg"})
@@ -317,11 +318,12 @@ def measure(args: argparse.Namespace, plan: Plan, network: str, weights: Path) -
     """Starts all, searches, ends all."""
     services: list[Service] = []
     missing: dict[str, str] = {}
+    photo = min(plan.photos.glob("*.jpg"))
     try:
         for name in args.services:
             try:
                 line = command(name, plan.elastic, network, weights)
-                services.append(start(name, line, plan.service_core))
+                services.append(start(name, line, plan.service_core, photo))
             except ServiceError as error:
                 say(f"{name}: {error}")
                 missing[name] = str(error)
