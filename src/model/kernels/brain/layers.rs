@@ -96,12 +96,27 @@ impl Channelwise {
         for channel in 0..channels {
             let (at, channel_of_block) = (channel / block, channel % block);
             padded_bias[at * block + (sliding.lane)(channel_of_block)] = bias[channel];
-            let weight = |tap| bf16::from_f32(weight[tap * channels + channel]);
-            let weight: Vec<bf16> = (0..taps).map(weight).collect();
+            let weight: Vec<f32> = (0..taps).map(|tap| weight[tap * channels + channel]).collect();
+            let weight = rounded_together(&weight);
             (sliding.place)(&mut packed[at * sliding.words..][..sliding.words], channel_of_block, &weight);
         }
         Some(Self { sliding, block, blocks, weights: packed, bias: padded_bias })
     }
+}
+
+/// The weights of a channel, each rounded up or down so that their sum stays: neighbouring pixels are alike, so
+/// that it is the error of the sum that shows. What rounding a weight leaves over goes to the next smaller one.
+fn rounded_together(weight: &[f32]) -> Vec<bf16> {
+    let mut order: Vec<usize> = (0..weight.len()).collect();
+    order.sort_by(|a, b| weight[*b].abs().total_cmp(&weight[*a].abs()));
+    let mut rounded = vec![bf16::ZERO; weight.len()];
+    let mut left_over = 0.0;
+    for at in order {
+        let wanted = weight[at] + left_over;
+        rounded[at] = bf16::from_f32(wanted);
+        left_over = wanted - rounded[at].to_f32();
+    }
+    rounded
 }
 
 impl Slide for Channelwise {
@@ -153,5 +168,28 @@ impl Mean for Average {
         // SAFETY: the caller vouches for input and output; that there are such kernels proves that the CPU has
         // their instructions.
         unsafe { (self.0.mean)(&tiles::Mean { input, pixels, output }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn weights_that_are_rounded_together_keep_their_sum(weight in prop::collection::vec(-2.0_f32..2.0, 1..26)) {
+            let rounded = rounded_together(&weight);
+            let sum: f64 = weight.iter().map(|weight| f64::from(*weight)).sum();
+            let rounded_sum: f64 = rounded.iter().map(|weight| weight.to_f64()).sum();
+            let smallest = weight.iter().fold(f32::INFINITY, |least, weight| least.min(weight.abs()));
+            let largest = weight.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
+            // Half a unit of the last one rounded, and what float32 loses on the way.
+            let last = f64::from(smallest + largest / 128.0) / 256.0;
+            prop_assert!((sum - rounded_sum).abs() <= last + 1e-5, "{sum} became {rounded_sum}");
+            for (weight, rounded) in weight.iter().zip(&rounded) {
+                prop_assert!((weight - rounded.to_f32()).abs() <= largest / 128.0, "{weight} became {rounded}");
+            }
+        }
     }
 }

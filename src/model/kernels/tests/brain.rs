@@ -63,7 +63,7 @@ proptest! {
         let photos: Vec<Image> =
             (0..images as u64).map(|at| Image::new(seed ^ at << 32, (height, width, inputs)).rounded()).collect();
         let expand = Layer::pointwise(seed ^ 2, inputs, middle, true).rounded();
-        let slide = Layer::windowed(seed ^ 4, (kernel, stride), padding, middle);
+        let slide = Layer::windowed(seed ^ 4, (kernel, stride), padding, middle).rounded();
         let residual = stride == 1 && seed % 2 == 0;
         let outputs = if residual { inputs } else { outputs };
         let project = Layer::pointwise(seed ^ 6, middle, outputs, false).rounded();
