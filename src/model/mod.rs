@@ -18,7 +18,7 @@ pub mod weights;
 pub mod zoo;
 
 pub use forward::{Classifier, Session, SessionSize};
-pub use image::DecodeError;
+pub use image::{DecodeError, Decoder};
 pub use load::{Precision, check_file, embedded};
 
 use candle_core::{DType, Device, Tensor};
@@ -226,7 +226,12 @@ impl Model {
 
     /// Image bytes to the network's input, bytes `[1, size, size, 3]`.
     pub fn decode(&self, bytes: &[u8]) -> Result<Tensor, DecodeError> {
-        image::decode(bytes, &self.description.preprocessing, self.pixels_max)
+        self.decode_with(&mut Decoder::new(), bytes)
+    }
+
+    /// As [`decode`](Self::decode), with a decoder that keeps its buffers from photo to photo.
+    pub fn decode_with(&self, decoder: &mut Decoder, bytes: &[u8]) -> Result<Tensor, DecodeError> {
+        decoder.tensor(bytes, &self.description.preprocessing, self.pixels_max)
     }
 
     /// Memory for one thread that classifies up to `images_max` images at once.

@@ -5,7 +5,7 @@
 use super::Settings;
 use super::line::{Batch, Job, Line, Measured};
 use super::metrics::Metrics;
-use crate::model::{DecodeError, Model, ModelError, ModelSession, Prediction};
+use crate::model::{DecodeError, Decoder, Model, ModelError, ModelSession, Prediction};
 use crate::net::error::ApiError;
 use crate::net::wire::{ClassifyAnswer, TimingMs};
 use candle_core::Tensor;
@@ -35,7 +35,8 @@ impl Workers {
         for number in 0..threads {
             let mut session = model.session(settings.batch_max)?;
             session.warm_up()?;
-            let engine = Loaded { model: Arc::clone(model), session, images_max: settings.batch_max };
+            let (model, images_max) = (Arc::clone(model), settings.batch_max);
+            let engine = Loaded { model, session, images_max, decoder: Decoder::new() };
             let (line, metrics) = (Arc::clone(&line), Arc::clone(metrics));
             std::thread::Builder::new()
                 .name(format!("worker-{number}"))
@@ -65,7 +66,7 @@ impl Drop for Workers {
 trait Engine {
     fn name(&self) -> &str;
     /// Image bytes to `[1, size, size, 3]`.
-    fn decode(&self, image: &[u8]) -> Result<Tensor, DecodeError>;
+    fn decode(&mut self, image: &[u8]) -> Result<Tensor, DecodeError>;
     /// Logits of each image of `[N, size, size, 3]`.
     fn logits(&mut self, images: &Tensor) -> Result<Vec<Vec<f32>>, ModelError>;
     fn top_k(&self, logits: &[f32], k: usize) -> Vec<Prediction>;
@@ -77,6 +78,7 @@ struct Loaded {
     model: Arc<Model>,
     session: ModelSession,
     images_max: usize,
+    decoder: Decoder,
 }
 
 impl Engine for Loaded {
@@ -84,8 +86,12 @@ impl Engine for Loaded {
         self.model.name()
     }
 
-    fn decode(&self, image: &[u8]) -> Result<Tensor, DecodeError> {
-        self.model.decode(image)
+    fn decode(&mut self, image: &[u8]) -> Result<Tensor, DecodeError> {
+        // Taken out, so that one in which decoding panicked is not used again.
+        let mut decoder = std::mem::take(&mut self.decoder);
+        let input = self.model.decode_with(&mut decoder, image);
+        self.decoder = decoder;
+        input
     }
 
     fn logits(&mut self, images: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
@@ -164,7 +170,7 @@ fn classify(engine: &mut impl Engine, batch: Batch, metrics: &Metrics, pace: Opt
 }
 
 /// Decodes an image, or answers why that is not possible or of no use.
-fn decode(engine: &impl Engine, job: Job, metrics: &Metrics, pace: Option<Duration>) -> Option<Decoded> {
+fn decode(engine: &mut impl Engine, job: Job, metrics: &Metrics, pace: Option<Duration>) -> Option<Decoded> {
     let started_at = Instant::now();
     // Much may have happened while the images before it were decoded.
     if job.is_abandoned() {
@@ -259,7 +265,7 @@ mod tests {
             "fake"
         }
 
-        fn decode(&self, image: &[u8]) -> Result<Tensor, DecodeError> {
+        fn decode(&mut self, image: &[u8]) -> Result<Tensor, DecodeError> {
             match image {
                 b"bad" => Err(DecodeError::UnknownFormat),
                 b"panic" => panic!("as the test wants"),

@@ -58,13 +58,6 @@ const FORMATS: [ImageFormat; 5] =
 /// Most bytes an image decoder may hold for each pixel allowed: 16-bit RGBA, and as much again to work in.
 const BYTES_PER_PIXEL_MAX: u64 = 16;
 
-/// Decodes, turns, resizes and crops: bytes `[1, crop, crop, 3]`, red first.
-pub fn decode(bytes: &[u8], preprocessing: &Preprocessing, pixels_max: u64) -> Result<Tensor, DecodeError> {
-    let side = preprocessing.crop as usize;
-    Tensor::from_vec(pixels(bytes, preprocessing, pixels_max)?, (1, side, side, 3), &Device::Cpu)
-        .map_err(|error| DecodeError::Corrupt(error.to_string()))
-}
-
 /// Decodes, turns, resizes and crops: 8-bit pixels, `crop * crop * 3` bytes, row by row, red first.
 ///
 /// A [`Decoder`] does the same without allocating its buffers anew for every photo.
@@ -91,6 +84,18 @@ impl Decoder {
     #[must_use]
     pub fn new() -> Self {
         Self { buffers: jpeg::Buffers::new(), instructions: Instructions::best() }
+    }
+
+    /// Decodes, turns, resizes and crops: bytes `[1, crop, crop, 3]`, red first.
+    pub fn tensor(
+        &mut self,
+        bytes: &[u8],
+        preprocessing: &Preprocessing,
+        pixels_max: u64,
+    ) -> Result<Tensor, DecodeError> {
+        let side = preprocessing.crop as usize;
+        Tensor::from_vec(self.pixels(bytes, preprocessing, pixels_max)?, (1, side, side, 3), &Device::Cpu)
+            .map_err(|error| DecodeError::Corrupt(error.to_string()))
     }
 
     /// Decodes, turns, resizes and crops, as [`pixels`].
@@ -258,7 +263,7 @@ mod tests {
     fn square(image: &DynamicImage) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         image.write_to(&mut bytes, ImageFormat::Png).unwrap();
-        let tensor = decode(bytes.get_ref(), &MOBILENET_V2.preprocessing, 1 << 20).unwrap();
+        let tensor = Decoder::new().tensor(bytes.get_ref(), &MOBILENET_V2.preprocessing, 1 << 20).unwrap();
         assert_eq!(tensor.dims(), [1, 224, 224, 3]);
         tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
@@ -316,7 +321,7 @@ mod tests {
             rest in prop::collection::vec(any::<u8>(), 0..200),
         ) {
             // Some garbage is a picture; what matters is that it comes back.
-            let _ = decode(&[start, &rest].concat(), &MOBILENET_V2.preprocessing, 10_000);
+            let _ = pixels(&[start, &rest].concat(), &MOBILENET_V2.preprocessing, 10_000);
         }
     }
 }

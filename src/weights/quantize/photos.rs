@@ -113,6 +113,5 @@ fn bounded(path: &Path, bytes_max: u64) -> anyhow::Result<Vec<u8>> {
 
 /// The bytes that the network sees of a photo.
 fn pixels(file: &Path, network: &Network, pixels_max: u64) -> anyhow::Result<Vec<u8>> {
-    let square = image::decode(&bounded(file, PHOTO_BYTES_MAX)?, &network.preprocessing, pixels_max)?;
-    Ok(square.flatten_all()?.to_vec1()?)
+    Ok(image::pixels(&bounded(file, PHOTO_BYTES_MAX)?, &network.preprocessing, pixels_max)?)
 }
