@@ -61,10 +61,6 @@ pub(in crate::model) struct Geometry {
 /// cache until the depthwise convolution has read them.
 const STRIP_BYTES: usize = 64 << 10;
 
-/// Output rows that a depthwise convolution may make at once. Work is cut at multiples of it, so that a row is always
-/// made together with the same one and has the same bits, however many threads and images there are.
-pub(in crate::model) const ROWS_TOGETHER: usize = 2;
-
 /// Bytes of a strip's middle tensor that stay in the second-level cache beside the weights.
 const MIDDLE_BYTES: usize = 384 << 10;
 
@@ -88,8 +84,8 @@ impl Geometry {
             Some(strip) => strip,
             None if whole <= 2 * STRIP_BYTES => window.output_height,
             None => match STRIP_BYTES / (columns * lanes * size * window.stride) {
-                rows @ 0..2 => rows,
-                rows => rows / ROWS_TOGETHER * ROWS_TOGETHER,
+                rows if rows < P::Slide::TOGETHER => rows,
+                rows => rows / P::Slide::TOGETHER * P::Slide::TOGETHER,
             },
         };
         let strip = strip.clamp(1, window.output_height);

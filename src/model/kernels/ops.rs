@@ -1,10 +1,10 @@
 //! The kernels as candle operations: each writes into a tensor that is there already.
 //!
 //! **Invariant**: an operation checks the lengths of both tensors before a kernel sees their memory.
-use crate::model::kernels::block::{Block, Geometry, Pass, ROWS_TOGETHER, Scratch};
+use crate::model::kernels::block::{Block, Geometry, Pass, Scratch};
 use crate::model::kernels::head::{Head, HeadScratch, classify};
 use crate::model::kernels::memory::Buffer;
-use crate::model::kernels::precision::{Normalisation, Pixels, Precision, Product as _};
+use crate::model::kernels::precision::{Normalisation, Pixels, Precision, Product as _, Slide as _};
 use crate::model::kernels::team::{Team, share};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 use std::cell::RefCell;
@@ -168,8 +168,9 @@ fn run<P: Precision>(
         let (images, rows) = if images >= members {
             (share(images, member, members), 0..rows)
         } else {
-            let twos = share(rows.div_ceil(ROWS_TOGETHER), member, members);
-            (0..images, twos.start * ROWS_TOGETHER..rows.min(twos.end * ROWS_TOGETHER))
+            let together = P::Slide::TOGETHER;
+            let share = share(rows.div_ceil(together), member, members);
+            (0..images, share.start * together..rows.min(share.end * together))
         };
         // SAFETY: the assertion makes input and output hold every image, of which each member has a share of
         // its own; there is a scratch for each member, made for every block of the network that it comes with.

@@ -68,6 +68,9 @@ pub(in crate::model) trait Product: Send + Sync {
 pub(in crate::model) trait Slide: Send + Sync {
     /// Element of the activations.
     type Value: Plain;
+    /// Output rows that are made at once and sum in another order than alone. Work is cut at multiples of it, so
+    /// that a row has the same bits however many threads and images there are.
+    const TOGETHER: usize = 1;
 
     /// Blocks of channels.
     fn blocks(&self) -> usize;

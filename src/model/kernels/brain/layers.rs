@@ -121,6 +121,7 @@ fn rounded_together(weight: &[f32]) -> Vec<bf16> {
 
 impl Slide for Channelwise {
     type Value = bf16;
+    const TOGETHER: usize = 2;
 
     fn blocks(&self) -> usize {
         self.blocks
