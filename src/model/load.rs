@@ -80,6 +80,10 @@ pub(super) fn load(args: &ModelArgs) -> Result<Model, ModelError> {
     let description = network.description();
     let labels = labels::load(&description, source.path())?;
     announce(network, named.is_some(), (precision, isa), &source, args);
+    if let Some(lacking) = slower_than_float(precision, isa) {
+        let (precision, isa) = (precision.to_string(), isa.to_string());
+        tracing::warn!(precision, isa, lacking, "this number format is slower than --precision f32 here");
+    }
     let pixels_max = u64::from(args.pixels_max) * 1_000_000;
     Ok(Model { description, classifier, labels, pixels_max, threads_per_image: args.threads_per_image })
 }
@@ -197,6 +201,15 @@ fn isa(named: Option<Level>) -> Result<Isa, ModelError> {
             let has: Vec<String> = Isa::all().map(|isa| isa.to_string()).collect();
             ModelError::Isa(level, has.join(", "))
         }),
+    }
+}
+
+/// What the instruction set lacks, if a number format takes longer than float32 without it.
+fn slower_than_float(precision: Precision, isa: Isa) -> Option<&'static str> {
+    match precision {
+        Precision::Int8 if isa.level() < Level::Avx512Vnni => Some("products of bytes (avx512-vnni)"),
+        Precision::Bf16 if isa.level() < Level::Avx512Bf16 => Some("products of bfloat16 (avx512-bf16)"),
+        _ => None,
     }
 }
 
