@@ -318,4 +318,14 @@ mod tests {
         let refused = load(None, Some(Precision::Int8)).unwrap_err();
         assert!(refused.contains("expected mobilenet_v2"), "{refused}");
     }
+
+    #[test]
+    fn number_formats_that_lack_their_instructions_are_told_apart() {
+        for isa in Isa::all() {
+            let slower = |precision| slower_than_float(precision, isa).is_some();
+            assert!(!slower(Precision::F32));
+            assert_eq!(slower(Precision::Int8), isa.level() < Level::Avx512Vnni, "{isa}");
+            assert_eq!(slower(Precision::Bf16), isa.level() != Level::Avx512Bf16, "{isa}");
+        }
+    }
 }
