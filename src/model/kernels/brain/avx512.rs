@@ -1,8 +1,8 @@
 //! Sixteen lanes: AVX-512 with BF16, whose `vdpbf16ps` adds two products of bfloat16 to each float32 sum.
 //!
-//! The depthwise convolution lays two rows side by side, so that one instruction multiplies two taps; two output
+//! The depthwise convolution of stride 1 lays two rows side by side, so that one instruction multiplies two taps; two output
 //! rows share them, the second with weights that start one row further on.
-use super::tiles::{Depthwise, Kernels, Lanes, Mean, Pairs, Sliding, kernels, mean};
+use super::tiles::{Depthwise, Kernels, Lanes, Mean, Pairs, Sliding, depthwise, in_float32, kernels, mean};
 use crate::model::kernels::precision::reached;
 use crate::model::kernels::simd::{Avx512, Simd};
 use crate::model::kernels::tile::{Panel, panel, unroll};
@@ -115,51 +115,47 @@ unsafe fn wide(narrow: __m256i) -> __m512 {
 /// Channels in a block.
 const BLOCK: usize = 32;
 
-/// Output rows made at once: two where they share input rows.
-const fn together(stride: usize) -> usize {
-    if stride == 1 { 2 } else { 1 }
+/// Twos of input rows that two output rows see.
+const fn twos(side: usize) -> usize {
+    side.div_ceil(2)
 }
 
-/// Twos of input rows that the output rows made at once see.
-const fn twos(side: usize, stride: usize) -> usize {
-    (side + together(stride) - 1).div_ceil(2)
-}
-
-/// Weights are `[2 vectors, twos, rows together, side columns, 16]`, two rows in each word.
+/// With stride 1. Weights are `[2 vectors, twos, 2 output rows, side columns, 16]`, two input rows in each word.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn slide<const SIDE: usize, const STRIDE: usize>(call: &Depthwise) {
+unsafe fn slide<const SIDE: usize>(call: &Depthwise) {
     // SAFETY: this function enables the features; the caller vouches for the call.
     unsafe {
         let mut row = 0;
-        while row + together(STRIDE) <= call.row_count {
-            if STRIDE == 1 {
-                slide_rows::<SIDE, STRIDE, 2>(call, row);
-            } else {
-                slide_rows::<SIDE, STRIDE, 1>(call, row);
-            }
-            row += together(STRIDE);
+        while row + 2 <= call.row_count {
+            slide_rows::<SIDE, 2>(call, row);
+            row += 2;
         }
         if row < call.row_count {
-            slide_rows::<SIDE, STRIDE, 1>(call, row);
+            slide_rows::<SIDE, 1>(call, row);
         }
     }
 }
 
+/// With stride 2, in float32: each pixel goes to half as many sums, so that laying rows side by side would cost more
+/// than it saves.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn slide_apart<const SIDE: usize>(call: &Depthwise) {
+    // SAFETY: this function enables the features; the caller vouches for the call.
+    unsafe { depthwise::<Avx512, SIDE, 2>(call) }
+}
+
 /// One output row, or two.
 #[inline(always)]
-unsafe fn slide_rows<const SIDE: usize, const STRIDE: usize, const ROWS: usize>(
-    call: &Depthwise,
-    row: usize,
-) {
+unsafe fn slide_rows<const SIDE: usize, const ROWS: usize>(call: &Depthwise, row: usize) {
     // SAFETY: as for `slide`.
     unsafe {
         let mut column = 0;
         while column + 7 <= call.columns {
-            pixels::<SIDE, STRIDE, ROWS, 7>(call, row, column);
+            pixels::<SIDE, ROWS, 7>(call, row, column);
             column += 7;
         }
         while column < call.columns {
-            pixels::<SIDE, STRIDE, ROWS, 1>(call, row, column);
+            pixels::<SIDE, ROWS, 1>(call, row, column);
             column += 1;
         }
     }
@@ -167,7 +163,7 @@ unsafe fn slide_rows<const SIDE: usize, const STRIDE: usize, const ROWS: usize>(
 
 /// Some neighbouring pixels of the rows.
 #[inline(always)]
-unsafe fn pixels<const SIDE: usize, const STRIDE: usize, const ROWS: usize, const COUNT: usize>(
+unsafe fn pixels<const SIDE: usize, const ROWS: usize, const COUNT: usize>(
     call: &Depthwise,
     row: usize,
     column: usize,
@@ -181,20 +177,20 @@ unsafe fn pixels<const SIDE: usize, const STRIDE: usize, const ROWS: usize, cons
             unroll!(R in 0..2 { if R < ROWS {
                 unroll!(P in 0..7 { if P < COUNT { sums[V][R][P] = bias; } });
             } });
-            for two in 0..twos(SIDE, STRIDE) {
-                let rows = call.rows.add(row * STRIDE + 2 * two);
-                let upper = (*rows).add(column * STRIDE * BLOCK);
+            for two in 0..twos(SIDE) {
+                let rows = call.rows.add(row + 2 * two);
+                let upper = (*rows).add(column * BLOCK);
                 let has_lower = 2 * two + 1 < SIDE + ROWS - 1;
-                let lower = if has_lower { (*rows.add(1)).add(column * STRIDE * BLOCK) } else { upper };
+                let lower = if has_lower { (*rows.add(1)).add(column * BLOCK) } else { upper };
                 let mut weights: [[__m512i; SIDE]; ROWS] = std::mem::zeroed();
-                let words = call.weights.add((V * twos(SIDE, STRIDE) + two) * together(STRIDE) * SIDE * 16);
+                let words = call.weights.add((V * twos(SIDE) + two) * 2 * SIDE * 16);
                 unroll!(R in 0..2 { if R < ROWS {
                     unroll!(T in 0..5 { if T < SIDE {
                         weights[R][T] = _mm512_loadu_si512(words.add((R * SIDE + T) * 16).cast());
                     } });
                 } });
                 // Each two of input pixels goes to every sum that has it.
-                unroll!(J in 0..17 { if J < (COUNT - 1) * STRIDE + SIDE {
+                unroll!(J in 0..14 { if J < COUNT - 1 + SIDE {
                     let upper = _mm512_loadu_si512(upper.add(J * BLOCK).cast());
                     let lower = _mm512_loadu_si512(lower.add(J * BLOCK).cast());
                     let both = if V == 0 {
@@ -203,7 +199,7 @@ unsafe fn pixels<const SIDE: usize, const STRIDE: usize, const ROWS: usize, cons
                         _mm512_unpackhi_epi16(upper, lower)
                     };
                     unroll!(T in 0..5 {
-                        let to = const { reached(J, T, SIDE, STRIDE) };
+                        let to = const { reached(J, T, SIDE, 1) };
                         if to < COUNT {
                             unroll!(R in 0..2 { if R < ROWS {
                                 sums[V][R][to] = <Avx512 as Pairs>::dot(sums[V][R][to], both, weights[R][T]);
@@ -233,29 +229,24 @@ const fn lane_of(channel: usize) -> usize {
 }
 
 /// Puts a channel's weights in place, see [`slide`].
-fn place<const SIDE: usize, const STRIDE: usize>(packed: &mut [u32], channel: usize, weight: &[bf16]) {
+fn place<const SIDE: usize>(packed: &mut [u32], channel: usize, weight: &[bf16]) {
     let (vector, lane) = (lane_of(channel) / 16, lane_of(channel) % 16);
     for (tap, weight) in weight.iter().enumerate() {
-        for together_at in 0..together(STRIDE) {
-            let row = tap / SIDE + together_at;
-            let two = (vector * twos(SIDE, STRIDE) + row / 2) * together(STRIDE) + together_at;
+        for output_row in 0..2 {
+            let row = tap / SIDE + output_row;
+            let two = (vector * twos(SIDE) + row / 2) * 2 + output_row;
             packed[(two * SIDE + tap % SIDE) * 16 + lane] |= u32::from(weight.to_bits()) << (row % 2 * 16);
         }
     }
 }
 
-const fn sliding<const SIDE: usize, const STRIDE: usize>() -> Sliding {
-    Sliding {
-        run: slide::<SIDE, STRIDE>,
-        words: 2 * twos(SIDE, STRIDE) * together(STRIDE) * SIDE * 16,
-        place: place::<SIDE, STRIDE>,
-        lane: lane_of,
-    }
+const fn sliding<const SIDE: usize>() -> Sliding {
+    Sliding { run: slide::<SIDE>, words: 2 * twos(SIDE) * 2 * SIDE * 16, place: place::<SIDE>, lane: lane_of }
 }
 
 kernels!("x86_64", "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma", Avx512, [
-    [sliding::<3, 1>(), sliding::<3, 2>()],
-    [sliding::<5, 1>(), sliding::<5, 2>()],
+    [sliding::<3>(), in_float32::<Avx512, 3>(slide_apart::<3>)],
+    [sliding::<5>(), in_float32::<Avx512, 5>(slide_apart::<5>)],
 ], [
     wide_panel x 2 [14 7 4 2 1],
     half_panel x 1 [14 7 4 2 1]
