@@ -18,7 +18,7 @@ const CLASSES: usize = 7;
 /// Gives a constant tensor of whatever shape is asked for, and counts the elements.
 struct Inventor {
     elements: Arc<AtomicUsize>,
-    /// Blocks of FastViT whose convolution is 1x1.
+    /// Blocks of `FastViT` whose convolution is 1x1.
     pointwise: Mutex<BTreeSet<String>>,
 }
 
