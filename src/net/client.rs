@@ -1,5 +1,6 @@
 //! The HTTP client every mode uses to speak to another.
 use bytes::{Bytes, BytesMut};
+use std::net::IpAddr;
 use std::sync::Once;
 use std::time::Duration;
 
@@ -19,14 +20,26 @@ pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
     builder().timeout(timeout).build()
 }
 
-/// What every client here has in common; callers add their own time-outs.
+/// What clients of the operator's own peers have in common; callers add their own time-outs.
 pub fn builder() -> reqwest::ClientBuilder {
+    common().connect_timeout(Duration::from_secs(2)).no_proxy()
+}
+
+/// A client of a server on the web, which follows the proxy settings of the environment (`HTTPS_PROXY` and the
+/// like), unless the server is on this machine.
+pub fn of_the_web(url: &str, timeout: Duration) -> reqwest::Result<reqwest::Client> {
+    let local = reqwest::Url::parse(url).ok().is_some_and(|url| {
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    });
+    let client = common().connect_timeout(timeout.min(Duration::from_secs(15))).timeout(timeout);
+    if local { client.no_proxy().build() } else { client.build() }
+}
+
+fn common() -> reqwest::ClientBuilder {
     install_tls();
-    reqwest::Client::builder()
-        .user_agent(concat!("elastic/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(Duration::from_secs(2))
-        .tcp_nodelay(true)
-        .no_proxy()
+    let name = concat!("elastic/", env!("CARGO_PKG_VERSION"));
+    reqwest::Client::builder().user_agent(name).tcp_nodelay(true)
 }
 
 /// Checks a base URL and cuts the slash at its end: `http://host:port`.

@@ -134,7 +134,7 @@ fn expected_prefix(args: &Args) -> anyhow::Result<String> {
 
 /// Downloads the whole checkpoint into memory, within the time and the size allowed.
 async fn download(args: &Args) -> anyhow::Result<Vec<u8>> {
-    let client = client::builder().timeout(args.timeout).build()?;
+    let client = client::of_the_web(&args.url, args.timeout)?;
     let mut response = client.get(&args.url).send().await?.error_for_status()?;
     let length = response.content_length();
     let too_large = || anyhow::anyhow!("it is larger than {} bytes; --bytes-max allows more", args.bytes_max);
