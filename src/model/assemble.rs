@@ -222,7 +222,7 @@ impl<P: Folded> Floats<'_, P> {
     /// Weight and bias of a layer.
     fn layer(&self, name: &str, shape: &[usize]) -> Result<(&[f32], &[f32])> {
         let of = |part: &str, shape: &[usize]| {
-            weights::expect(self.network, self.tensors, &format!("{name}.{part}"), shape)
+            weights::find(self.network, self.tensors, &format!("{name}.{part}"), shape)
         };
         Ok((&of("weight", shape)?.values, &of("bias", &shape[..1])?.values))
     }

@@ -219,6 +219,21 @@ pub fn expect<'a>(
     name: &str,
     shape: &[usize],
 ) -> Result<&'a Stored<'a>, WeightsError> {
+    let stored = find(network, tensors, name, shape)?;
+    if stored.values.iter().any(|value| !value.is_finite()) {
+        return Err(WeightsError::NotFinite { network: network.name, tensor: name.to_owned() });
+    }
+    Ok(stored)
+}
+
+/// The tensor of a name, if it has the shape and a type that is read. For tensors that passed [`check`]: to look at
+/// every value again would take as long as packing them.
+pub(in crate::model) fn find<'a>(
+    network: &'static Network,
+    tensors: &'a Tensors<'_>,
+    name: &str,
+    shape: &[usize],
+) -> Result<&'a Stored<'a>, WeightsError> {
     let (network, tensor) = (network.name, name.to_owned());
     let Some(stored) = tensors.get(name) else {
         return Err(WeightsError::Missing { network, tensor, shape: shape.to_vec() });
@@ -230,10 +245,19 @@ pub fn expect<'a>(
         let (found, expected) = (stored.shape.clone(), shape.to_vec());
         return Err(WeightsError::Shape { network, tensor, found, expected });
     }
-    if stored.values.iter().any(|value| !value.is_finite()) {
-        return Err(WeightsError::NotFinite { network, tensor });
-    }
     Ok(stored)
+}
+
+/// Folded tensors of a network with random values that keep the size of the activations.
+#[cfg(any(test, feature = "measure"))]
+pub(in crate::model) fn made_up(network: &Network, random: &mut impl rand::Rng) -> Tensors<'static> {
+    let mut stored = |shape: Vec<usize>| {
+        let inputs: usize = shape[1..].iter().product();
+        let spread = if shape.len() == 1 { 0.5 } else { (4.0 / inputs as f32).sqrt() };
+        let values = (0..shape.iter().product()).map(|_| random.random_range(-spread..spread)).collect();
+        Stored { shape, dtype: "f32".to_owned(), values }
+    };
+    network.tensors().into_iter().map(|(name, shape)| (name, stored(shape))).collect()
 }
 
 #[cfg(test)]

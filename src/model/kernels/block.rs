@@ -83,10 +83,10 @@ impl Geometry {
         let strip = match strip {
             Some(strip) => strip,
             None if whole <= 2 * STRIP_BYTES => window.output_height,
-            None => match STRIP_BYTES / (columns * lanes * size * window.stride) {
-                rows if rows < P::Slide::TOGETHER => rows,
-                rows => rows / P::Slide::TOGETHER * P::Slide::TOGETHER,
-            },
+            None => {
+                let rows = STRIP_BYTES / (columns * lanes * size * window.stride);
+                rows - rows % P::Slide::TOGETHER
+            }
         };
         let strip = strip.clamp(1, window.output_height);
         let pixels = window.output_height * window.output_width;

@@ -97,10 +97,9 @@ impl<W: Plain, E> Matrix<W, E> {
                 let end = ((first / sizes.depth + 1) * sizes.depth).min(sizes.inputs);
                 for (packed, output) in packed.chunks_exact_mut(group).zip(&outputs) {
                     if *output < sizes.outputs {
-                        packed
-                            .iter_mut()
-                            .zip(*first..end)
-                            .for_each(|(to, input)| *to = weight(*output, input));
+                        for (value, input) in packed.iter_mut().zip(*first..end) {
+                            *value = weight(*output, input);
+                        }
                     }
                 }
             }

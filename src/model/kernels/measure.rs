@@ -20,7 +20,7 @@ use crate::model::kernels::peak::{BYTES, Peak, ROUNDS};
 use crate::model::kernels::precision::{Normalisation, Pixels, Precision, Product as _};
 use crate::model::network::{Convolution, Network};
 use crate::model::quantise::{self, Layer, Quantised};
-use crate::model::weights::{Stored, Tensors, WeightsError};
+use crate::model::weights::{self, Tensors, WeightsError};
 use crate::model::{ModelError, Precision as Format};
 use candle_core::{Device, Tensor};
 use rand::{Rng as _, SeedableRng as _};
@@ -286,14 +286,7 @@ fn filled<P: Precision>(length: usize, normalisation: &Normalisation) -> Buffer<
 
 /// Folded weights that keep the size of the activations.
 fn tensors(network: &Network) -> Tensors<'static> {
-    let mut random = random();
-    let mut stored = |shape: Vec<usize>| {
-        let inputs: usize = shape[1..].iter().product();
-        let spread = if shape.len() == 1 { 0.5 } else { (4.0 / inputs as f32).sqrt() };
-        let values = (0..shape.iter().product()).map(|_| random.random_range(-spread..spread)).collect();
-        Stored { shape, dtype: "f32".to_owned(), values }
-    };
-    network.tensors().into_iter().map(|(name, shape)| (name, stored(shape))).collect()
+    weights::made_up(network, &mut random())
 }
 
 /// Root of the mean square of a byte, and of a weight, that is any with equal chance.

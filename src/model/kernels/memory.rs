@@ -82,7 +82,7 @@ impl FileBytes {
             let length = about.len().min(bytes_max) as usize;
             // SAFETY: the bytes are only read. Whoever writes into the file meanwhile changes what is read, which
             // is checked as far as memory safety goes: whatever the bytes are, they are bytes. A file that gets
-            // shorter ends the process, as its user is told where files are named.
+            // shorter meanwhile ends the process, which `read_file` in weights.rs tells whoever writes weights.
             return unsafe { memmap2::MmapOptions::new().len(length).populate().map(&file) }
                 .map(|map| Self(Kept::Mapped(map)));
         }

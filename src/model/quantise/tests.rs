@@ -4,7 +4,7 @@ use crate::model::network::{EFFICIENTNET_LITE0, Filter, MOBILENET_V2, Naming, Or
 use crate::model::quantise::file::UNROUNDED_MAX;
 use crate::model::quantise::float::Float;
 use crate::model::quantise::statistics::Statistics;
-use crate::model::weights::{Stored, Tensors};
+use crate::model::weights::{self, Tensors};
 use rand::{Rng as _, SeedableRng as _};
 
 /// The smallest network with every kind of layer, under a name that is known.
@@ -41,14 +41,7 @@ fn random() -> rand_pcg::Pcg64Mcg {
 
 /// Weights that keep the size of the activations.
 fn tensors(network: &Network) -> Tensors<'static> {
-    let mut random = random();
-    let mut stored = |shape: Vec<usize>| {
-        let inputs: usize = shape[1..].iter().product();
-        let spread = if shape.len() == 1 { 0.5 } else { (4.0 / inputs as f32).sqrt() };
-        let values = (0..shape.iter().product()).map(|_| random.random_range(-spread..spread)).collect();
-        Stored { shape, dtype: "f32".to_owned(), values }
-    };
-    network.tensors().into_iter().map(|(name, shape)| (name, stored(shape))).collect()
+    weights::made_up(network, &mut random())
 }
 
 /// Pictures of soft waves, in which neighbours are alike as in photos.

@@ -1,10 +1,10 @@
 //! Sixteen lanes: AVX-512 with BF16, whose `vdpbf16ps` adds two products of bfloat16 to each float32 sum.
 //!
-//! The depthwise convolution of stride 1 lays two rows side by side, so that one instruction multiplies two taps; two output
-//! rows share them, the second with weights that start one row further on.
+//! The depthwise convolution of stride 1 lays two rows side by side, so that one instruction multiplies two taps;
+//! two output rows share them, the second with weights that start one row further on.
 use super::tiles::{Depthwise, Kernels, Lanes, Mean, Pairs, Sliding, depthwise, in_float32, kernels, mean};
 use crate::model::kernels::precision::reached;
-use crate::model::kernels::simd::{Avx512, Simd};
+use crate::model::kernels::simd::{Avx512, Simd, first};
 use crate::model::kernels::tile::{Panel, panel, unroll};
 use half::bf16;
 use std::arch::x86_64::*;
@@ -22,12 +22,6 @@ static TURNS: Order = Order({
     }
     order
 });
-
-/// The lanes before the first `count`th.
-#[inline(always)]
-fn first(count: usize) -> __mmask16 {
-    ((1_u32 << count.min(16)) - 1) as __mmask16
-}
 
 // SAFETY of every block: the caller vouches for the instruction set and for the pointers (see `Simd`); the
 // types of the intrinsics that are transmuted are 64 or 32 bytes of which any value is one.

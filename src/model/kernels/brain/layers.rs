@@ -81,7 +81,8 @@ pub(in crate::model) struct Channelwise {
 }
 
 impl Channelwise {
-    /// Rounds and packs `weight`, `[side × side, channels]`, for `kernels`; `None` where they have no such side and stride.
+    /// Rounds and packs `weight`, `[side × side, channels]`, for `kernels`; `None` where they have no such side and
+    /// stride.
     pub(in crate::model) fn new(
         kernels: &'static Kernels,
         (side, stride): (usize, usize),

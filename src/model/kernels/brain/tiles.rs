@@ -191,18 +191,22 @@ pub(in crate::model) struct Sliding {
     pub(super) lane: fn(channel: usize) -> usize,
 }
 
-/// Weights `[side × side, block]` in float32, the even channels before the odd ones.
+/// Even channels before odd ones, as [`Pairs::split`] gives them.
+const fn split_lane<S: Pairs>(channel: usize) -> usize {
+    channel / 2 + channel % 2 * S::LANES
+}
+
+/// Weights `[side × side, block]` in float32, in the order of [`split_lane`].
 pub(super) const fn in_float32<S: Pairs, const SIDE: usize>(run: unsafe fn(&Depthwise)) -> Sliding {
     Sliding {
         run,
         words: SIDE * SIDE * 2 * S::LANES,
         place: |packed, channel, weight| {
             for (tap, weight) in weight.iter().enumerate() {
-                let lane = channel / 2 + channel % 2 * S::LANES;
-                packed[tap * 2 * S::LANES + lane] = weight.to_f32().to_bits();
+                packed[tap * 2 * S::LANES + split_lane::<S>(channel)] = weight.to_f32().to_bits();
             }
         },
-        lane: |channel| channel / 2 + channel % 2 * S::LANES,
+        lane: split_lane::<S>,
     }
 }
 

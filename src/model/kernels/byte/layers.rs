@@ -133,13 +133,14 @@ impl Slide for Channelwise {
     }
 
     unsafe fn run(&self, block: usize, rows: &[*const u8], size: (usize, usize), output: *mut u8) {
+        let lane = block * self.block * self.sliding.pixels;
         let call = Depthwise {
             rows: rows.as_ptr(),
             row_count: size.0,
             columns: size.1,
             weights: self.weights[block * self.sliding.length..].as_ptr(),
-            multiplier: self.multiplier[block * self.block * self.sliding.pixels..].as_ptr(),
-            offset: self.offset[block * self.block * self.sliding.pixels..].as_ptr(),
+            multiplier: self.multiplier[lane..].as_ptr(),
+            offset: self.offset[lane..].as_ptr(),
             output,
             block: self.block,
         };

@@ -84,6 +84,7 @@ pub(super) unsafe fn mean(call: &Mean<'_>) {
         let output = std::slice::from_raw_parts_mut(call.output, call.multiplier.len());
         (std::slice::from_raw_parts(call.input, call.pixels * call.width), output)
     };
+    // Sixteen channels at once, which the compiler keeps in vectors.
     for (at, (multipliers, output)) in call.multiplier.chunks(16).zip(output.chunks_mut(16)).enumerate() {
         let mut sums = [0_i32; 16];
         for pixel in input.chunks_exact(call.width) {

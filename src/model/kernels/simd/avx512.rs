@@ -41,6 +41,7 @@ impl Simd for Avx512 {
         // With the vector second, NaN comes through.
         unsafe { _mm512_min_ps(_mm512_set1_ps(6.0), _mm512_max_ps(_mm512_set1_ps(0.0), vector)) }
     }
+
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> __m512 {
         unsafe { _mm512_maskz_loadu_ps(first(count), from) }
@@ -52,8 +53,8 @@ impl Simd for Avx512 {
     }
 }
 
-/// The lanes before the first `count`th.
+/// A mask of the first `count` lanes.
 #[inline(always)]
-fn first(count: usize) -> __mmask16 {
+pub(in crate::model::kernels) fn first(count: usize) -> __mmask16 {
     ((1_u32 << count.min(16)) - 1) as __mmask16
 }
