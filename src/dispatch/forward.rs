@@ -38,6 +38,7 @@ impl Drop for Account<'_> {
         self.state.reporter.ended(Ended {
             outcome: self.outcome,
             latency_ms: self.arrived_at.elapsed().as_secs_f64() * 1000.0,
+            waited_ms: None,
             service_ms: self.service.map(|service| service.as_secs_f64() * 1000.0),
         });
     }

@@ -240,6 +240,8 @@ impl Pool {
             state: replica.state,
             slots: replica.slots,
             in_flight: inner.queue.in_flight_of(id),
+            answered: 0,
+            stages_ms: None,
         };
         Snapshot {
             in_flight: inner.queue.in_flight(),

@@ -29,8 +29,13 @@ type KnownGauge = Family<Vec<(String, String)>, Gauge<f64, AtomicU64>>;
 
 const OUTCOMES: [Outcome; 5] =
     [Outcome::Ok, Outcome::Shed, Outcome::Error, Outcome::Timeout, Outcome::Aborted];
-const STATES: [ReplicaState; 4] =
-    [ReplicaState::Starting, ReplicaState::Ready, ReplicaState::Draining, ReplicaState::Down];
+const STATES: [ReplicaState; 5] = [
+    ReplicaState::Starting,
+    ReplicaState::Ready,
+    ReplicaState::Draining,
+    ReplicaState::Down,
+    ReplicaState::Ejected,
+];
 
 /// Counters that reports move, and gauges that are set whenever someone reads.
 #[derive(Debug)]

@@ -169,8 +169,12 @@ mod tests {
     }
 
     fn report(outcomes: &[(Outcome, f64)]) -> Report {
-        let ended =
-            outcomes.iter().map(|&(outcome, latency_ms)| Ended { outcome, latency_ms, service_ms: None });
+        let ended = outcomes.iter().map(|&(outcome, latency_ms)| Ended {
+            outcome,
+            latency_ms,
+            waited_ms: None,
+            service_ms: None,
+        });
         Report { arrivals: outcomes.len() as u64, ended: ended.collect(), ..Report::default() }
     }
 

@@ -146,13 +146,15 @@ fn merge(known: &mut ReplicaStatus, seen: &ReplicaStatus) {
         ReplicaState::Ready => 3,
         ReplicaState::Starting => 2,
         ReplicaState::Draining => 1,
-        ReplicaState::Down => 0,
+        ReplicaState::Ejected | ReplicaState::Down => 0,
     };
     if rank(seen.state) > rank(known.state) {
         known.state = seen.state;
     }
     known.slots = known.slots.max(seen.slots);
     known.in_flight = known.in_flight.saturating_add(seen.in_flight);
+    known.answered = known.answered.saturating_add(seen.answered);
+    known.stages_ms = known.stages_ms.or(seen.stages_ms);
 }
 
 #[cfg(test)]
@@ -160,7 +162,7 @@ mod tests {
     use super::*;
 
     fn replica(url: &str, state: ReplicaState, in_flight: u32) -> ReplicaStatus {
-        ReplicaStatus { url: url.into(), state, slots: 2, in_flight }
+        ReplicaStatus { url: url.into(), state, slots: 2, in_flight, answered: 0, stages_ms: None }
     }
 
     fn report(source: &str, sequence: u64, replicas: Vec<ReplicaStatus>) -> Report {

@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn ended(outcome: Outcome, latency_ms: f64) -> Ended {
-        Ended { outcome, latency_ms, service_ms: None }
+        Ended { outcome, latency_ms, waited_ms: None, service_ms: None }
     }
 
     fn report(sequence: u64, ended: Vec<Ended>) -> Report {
@@ -218,6 +218,8 @@ mod tests {
             state: ReplicaState::Ready,
             slots: 2,
             in_flight: 0,
+            answered: 0,
+            stages_ms: None,
         };
         let slots = 2 * urls.len() as u32;
         Report { slots, replicas: urls.iter().map(ready).collect(), ..report(sequence, vec![]) }

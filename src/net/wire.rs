@@ -72,6 +72,9 @@ pub struct Ended {
     pub outcome: Outcome,
     /// From the last byte of the request to the answer, milliseconds.
     pub latency_ms: f64,
+    /// How long it waited for a replica's slot before its last try, milliseconds; absent where it never got one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waited_ms: Option<f64>,
     /// How long it held a replica's slot, milliseconds; absent where it never reached one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_ms: Option<f64>,
@@ -112,6 +115,8 @@ pub enum ReplicaState {
     Draining,
     /// Was ready and does not answer.
     Down,
+    /// Answers, but failed too often; it is tried again after a while.
+    Ejected,
 }
 
 impl ReplicaState {
@@ -123,6 +128,7 @@ impl ReplicaState {
             Self::Ready => "ready",
             Self::Draining => "draining",
             Self::Down => "down",
+            Self::Ejected => "ejected",
         }
     }
 }
@@ -139,7 +145,7 @@ pub struct Readiness {
 }
 
 /// One replica as a dispatcher sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaStatus {
     /// Base URL of the replica.
     pub url: String,
@@ -149,6 +155,12 @@ pub struct ReplicaStatus {
     pub slots: u32,
     /// Requests it has now.
     pub in_flight: u32,
+    /// Requests it has answered since this dispatcher knows it.
+    #[serde(default)]
+    pub answered: u64,
+    /// Where the time of its latest answers went, a moving mean; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stages_ms: Option<TimingMs>,
 }
 
 /// `POST /replicas` at a dispatcher's admin address: a replica says that it is ready.
