@@ -46,6 +46,7 @@ pub enum Command {
 impl Command {
     /// Runs the mode until it is done or `shutdown` asks it to stop.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
+        crate::net::serve::raise_open_files_limit();
         match self {
             Self::Up(args) => Box::pin(up::run(args, shutdown)).await,
             Self::ServeModel(args) => serve_model::run(args, shutdown).await,

@@ -1,214 +1,175 @@
-//! One request through the dispatcher: wait for a slot, hand on, try again elsewhere when a replica breaks.
+//! One request through the dispatcher: read it, get it answered, report how it ended.
 //!
 //! **Invariant**: every request that arrived whole is reported exactly once, also when its client goes away.
 use super::State;
-use super::pool::{Refusal, Slot};
-use super::wire::{DEADLINE_HEADER, Ended, Outcome, ReplicaState, SERVER_TIMING};
-use crate::logic::queue::Place;
-use crate::net::client::read_answer;
+use super::tries::{self, Ended as Tried};
+use super::upstream::{Answer, end_to_end};
+use super::wire::{Ended, Outcome, SERVER_TIMING};
+use crate::logic::queue::Refusal;
 use crate::net::deadline::time_allowed;
 use crate::net::error::ApiError;
-use crate::net::serve::read_body;
+use crate::net::pieces::Pieces;
+use crate::net::serve::read_pieces;
+use crate::net::wire::DEADLINE_HEADER;
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Headers of a request that a replica gets to see.
-const REQUEST_HEADERS: [HeaderName; 3] =
-    [header::CONTENT_TYPE, header::ACCEPT, HeaderName::from_static("traceparent")];
-/// Headers of an answer that the client gets to see.
-const ANSWER_HEADERS: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::RETRY_AFTER, header::ALLOW, HeaderName::from_static(SERVER_TIMING)];
+/// What is handed on, as often as it takes.
+pub(super) struct Forwarded {
+    method: Method,
+    path: Uri,
+    headers: HeaderMap,
+    body: Pieces,
+    /// When its client no longer waits.
+    pub(super) expires_at: Instant,
+    /// Until when it waits for a first replica: a client that named a deadline of its own keeps it.
+    pub(super) patient_until: Instant,
+}
+
+impl Forwarded {
+    /// The request for a replica that has until `expires_at`.
+    pub(super) fn request(&self, expires_at: Instant) -> http::Request<Pieces> {
+        let mut request = http::Request::new(self.body.clone());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.path.clone();
+        *request.headers_mut() = self.headers.clone();
+        let left_ms = expires_at.saturating_duration_since(Instant::now()).as_millis() as u64;
+        request.headers_mut().insert(DEADLINE_HEADER, HeaderValue::from(left_ms));
+        request
+    }
+}
+
+/// Where the time of a request went.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    /// Waiting for the slot of its last try.
+    pub(super) waited: Option<Duration>,
+    /// Holding that slot.
+    pub(super) service: Option<Duration>,
+}
 
 /// Reports the request when it ends, however it ends.
 struct Account<'a> {
     state: &'a State,
     arrived_at: Instant,
-    service: Option<Duration>,
+    spent: Spent,
     outcome: Outcome,
 }
 
 impl Drop for Account<'_> {
     fn drop(&mut self) {
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
         self.state.reporter.ended(Ended {
             outcome: self.outcome,
-            latency_ms: self.arrived_at.elapsed().as_secs_f64() * 1000.0,
-            waited_ms: None,
-            service_ms: self.service.map(|service| service.as_secs_f64() * 1000.0),
+            latency_ms: ms(self.arrived_at.elapsed()),
+            waited_ms: self.spent.waited.map(ms),
+            service_ms: self.spent.service.map(ms),
         });
     }
 }
 
-/// What is handed on, as often as it takes.
-struct Forwarded {
-    method: Method,
-    path_and_query: String,
-    headers: HeaderMap,
-    body: Bytes,
-    expires_at: Instant,
-}
-
-/// How one try on one replica ended.
-enum Try {
-    /// An answer for the client.
-    Answered(Response),
-    /// The replica is too busy or draining; it may be tried later.
-    Busy(Response),
-    /// The connection failed: the replica is not to be used until it is seen ready again.
-    Broken(reqwest::Error),
-    /// The time ran out.
-    TimedOut,
-}
-
-/// Handles a request that a replica is to answer.
-pub(super) async fn forward(Shared(state): Shared<Arc<State>>, request: Request) -> Response {
+/// Handles a request that takes a replica's slot.
+pub(super) async fn infer(Shared(state): Shared<Arc<State>>, request: Request) -> Response {
     // What cannot be read is no work for the replicas: a client that dawdles must not look like a slow fleet.
-    let forwarded = match receive(&state, request, Instant::now()).await {
+    let forwarded = match receive(&state, request).await {
         Ok(forwarded) => forwarded,
         Err(error) => return error.into_response(),
     };
     state.reporter.arrived();
     let arrived_at = Instant::now();
     // Until something better is known: whoever drops this future is a client that went away.
-    let mut account = Account { state: &state, arrived_at, service: None, outcome: Outcome::Aborted };
-    let (response, outcome) = match route(&state, &forwarded, arrived_at, &mut account.service).await {
-        Ok(response) if response.status().is_server_error() => {
-            let shed = response.status() == StatusCode::SERVICE_UNAVAILABLE;
-            (response, if shed { Outcome::Shed } else { Outcome::Error })
+    let mut account =
+        Account { state: &state, arrived_at, spent: Spent::default(), outcome: Outcome::Aborted };
+    let tried = tries::answer(&state, &forwarded, &mut account.spent).await;
+    let waited = account.spent.waited;
+    let (response, outcome) = match tried {
+        Tried::Answered(answer) if answer.status() == StatusCode::GATEWAY_TIMEOUT => {
+            (respond(answer, waited), Outcome::Timeout)
         }
-        Ok(response) => (response, Outcome::Ok),
-        Err(error) => {
-            let outcome = match error.status {
-                StatusCode::SERVICE_UNAVAILABLE => Outcome::Shed,
-                StatusCode::GATEWAY_TIMEOUT => Outcome::Timeout,
-                _ => Outcome::Error,
-            };
-            (error.into_response(), outcome)
-        }
+        Tried::Answered(answer) => (respond(answer, waited), Outcome::Ok),
+        Tried::Failed(answer) => (respond(answer, waited), Outcome::Error),
+        Tried::Unanswered(error) => (error.into_response(), Outcome::Error),
+        Tried::TimedOut => (timed_out().into_response(), Outcome::Timeout),
+        Tried::Refused(refusal) => refused(&state, &refusal),
     };
     account.outcome = outcome;
+    if outcome != Outcome::Ok || tracing::enabled!(tracing::Level::DEBUG) {
+        log(&forwarded, outcome, response.status(), &account);
+    }
     response
 }
 
-/// Reads the whole request; its time runs from `head_at`, when its head was there.
-async fn receive(state: &State, request: Request, head_at: Instant) -> Result<Forwarded, ApiError> {
-    let settings = &state.config.settings;
-    let (head, body) = request.into_parts();
-    let expires_at = head_at + time_allowed(&head.headers, settings.timeout)?;
-    let body = read_body(body, settings.body_bytes_max, settings.body_timeout).await?;
-    let mut headers = HeaderMap::new();
-    for name in REQUEST_HEADERS {
-        if let Some(value) = head.headers.get(&name) {
-            headers.insert(name, value.clone());
-        }
-    }
-    let path_and_query = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    Ok(Forwarded { method: head.method, path_and_query, headers, body, expires_at })
-}
-
-async fn route(
-    state: &State,
-    forwarded: &Forwarded,
-    arrived_at: Instant,
-    service: &mut Option<Duration>,
-) -> Result<Response, ApiError> {
-    let settings = &state.config.settings;
-    let expires_at = forwarded.expires_at;
-    let mut place = Place::Back;
-    let mut retries = 0;
-    loop {
-        let slot = state.pool.acquire(expires_at, place).await.map_err(|refusal| refused(&refusal))?;
-        let waited = slot.since - arrived_at;
-        let outcome = attempt(state, &slot, forwarded).await;
-        *service = Some(slot.since.elapsed());
-        match outcome {
-            Try::Answered(response) => return Ok(with_queue_time(response, waited)),
-            Try::TimedOut => return Err(timed_out()),
-            Try::Busy(response) if retries >= settings.retries_max => return Ok(response),
-            Try::Busy(_) => {
-                drop(slot);
-                // Busy with what others sent: give it the time of a fast answer.
-                tokio::time::sleep(BUSY_PAUSE).await;
-            }
-            Try::Broken(error) => {
-                let error = without_url(&error);
-                state.pool.unready(&slot.url, ReplicaState::Down);
-                tracing::warn!(url = %slot.url, error, retries, "replica broke off");
-                if retries >= settings.retries_max {
-                    let message = format!("no replica could answer: {error}");
-                    return Err(ApiError::new(StatusCode::BAD_GATEWAY, message));
-                }
-            }
-        }
-        retries += 1;
-        state.metrics.retried();
-        place = Place::Front;
-    }
-}
-
-const BUSY_PAUSE: Duration = Duration::from_millis(5);
-
-/// Sends the request to the slot's replica and reads the whole answer.
-///
-/// The answer is read before any of it is passed on: a replica that dies in the middle of it can still be
-/// replaced by another.
-async fn attempt(state: &State, slot: &Slot, forwarded: &Forwarded) -> Try {
-    let exchange = async {
-        let left = forwarded.expires_at.saturating_duration_since(Instant::now());
-        let answer = state
-            .client
-            .request(forwarded.method.clone(), format!("{}{}", slot.url, forwarded.path_and_query))
-            .headers(forwarded.headers.clone())
-            .header(DEADLINE_HEADER, left.as_millis() as u64)
-            .body(forwarded.body.clone())
-            .send()
-            .await?;
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = read_answer(answer, state.config.settings.answer_bytes_max).await?;
-        Ok::<_, reqwest::Error>((status, headers, body))
+/// Handles a request about the service, which any replica can answer beside its work.
+pub(super) async fn ask(Shared(state): Shared<Arc<State>>, request: Request) -> Response {
+    let forwarded = match receive(&state, request).await {
+        Ok(forwarded) => forwarded,
+        Err(error) => return error.into_response(),
     };
-    match tokio::time::timeout_at(forwarded.expires_at, exchange).await {
-        Err(_) => Try::TimedOut,
-        Ok(Err(error)) => Try::Broken(error),
-        Ok(Ok((_, _, None))) => {
-            let too_large = "the replica's answer is larger than --answer-bytes-max";
-            Try::Answered(ApiError::new(StatusCode::BAD_GATEWAY, too_large).into_response())
+    let mut last = None;
+    for upstream in state.pool.ready_ones().into_iter().take(1 + state.config.settings.retries_max as usize) {
+        let exchange = upstream
+            .exchange(forwarded.request(forwarded.expires_at), state.config.settings.answer_bytes_max);
+        match tokio::time::timeout_at(forwarded.expires_at, exchange).await {
+            Ok(Ok(answer)) => return respond(answer, None),
+            Ok(Err(error)) => last = Some(error),
+            Err(_) => return timed_out().into_response(),
         }
-        Ok(Ok((status, headers, Some(body)))) => {
-            let mut response = Response::new(Body::from(body));
-            *response.status_mut() = status;
-            for name in ANSWER_HEADERS {
-                if let Some(value) = headers.get(&name) {
-                    response.headers_mut().insert(name, value.clone());
-                }
-            }
-            if status == StatusCode::SERVICE_UNAVAILABLE {
-                Try::Busy(response)
-            } else {
-                Try::Answered(response)
-            }
+    }
+    match last {
+        Some(error) => {
+            tracing::warn!(%error, "no replica answered a question about the service");
+            let message = "no replica could answer; try again";
+            ApiError::new(StatusCode::BAD_GATEWAY, message).into_response()
         }
+        None => ApiError::unavailable("no replica is ready").into_response(),
     }
 }
 
-/// Adds the time in the dispatcher's queue to the replica's own account.
-fn with_queue_time(mut response: Response, waited: Duration) -> Response {
-    let timing = format!("dispatch;dur={:.3}", waited.as_secs_f64() * 1000.0);
-    if let Ok(value) = HeaderValue::from_str(&timing) {
-        response.headers_mut().append(SERVER_TIMING, value);
+/// Reads the whole request.
+async fn receive(state: &State, request: Request) -> Result<Forwarded, ApiError> {
+    let head_at = Instant::now();
+    let settings = &state.config.settings;
+    let (mut head, body) = request.into_parts();
+    let stated = head.headers.contains_key(DEADLINE_HEADER);
+    let allowed = time_allowed(&head.headers, settings.timeout)?;
+    let body = read_pieces(body, settings.body_bytes_max, settings.body_timeout).await?;
+    // A deadline that the client names counts from its request's head. The one that is promised to all counts
+    // from the whole request: how long the upload takes is not in this service's hand.
+    let (expires_at, patient_until) = if stated {
+        (head_at + allowed, head_at + allowed)
+    } else {
+        let now = Instant::now();
+        (now + settings.deadline.min(settings.timeout), now + settings.timeout)
+    };
+    end_to_end(&mut head.headers);
+    let path = head.uri.into_parts().path_and_query.map_or_else(Uri::default, Uri::from);
+    Ok(Forwarded { method: head.method, path, headers: head.headers, body, expires_at, patient_until })
+}
+
+/// The answer for the client, with the time in the dispatcher's queue added to the replica's own account.
+fn respond(answer: Answer, waited: Option<Duration>) -> Response {
+    let mut response = answer.map(Body::new);
+    if let Some(waited) = waited {
+        let timing = format!("dispatch;dur={:.3}", waited.as_secs_f64() * 1000.0);
+        if let Ok(value) = HeaderValue::from_str(&timing) {
+            response.headers_mut().append(SERVER_TIMING, value);
+        }
     }
     response
 }
 
-fn refused(refusal: &Refusal) -> ApiError {
+fn refused(state: &State, refusal: &Refusal) -> (Response, Outcome) {
+    state.metrics.refused(refusal);
     match refusal {
-        Refusal::Full(_) => ApiError::unavailable(refusal.to_string()),
-        Refusal::Expired => timed_out(),
+        Refusal::Full { .. } | Refusal::Hopeless => {
+            (ApiError::unavailable(refusal.to_string()).into_response(), Outcome::Shed)
+        }
+        Refusal::Expired => (timed_out().into_response(), Outcome::Timeout),
     }
 }
 
@@ -216,16 +177,15 @@ fn timed_out() -> ApiError {
     ApiError::new(StatusCode::GATEWAY_TIMEOUT, "no answer in time")
 }
 
-/// The whole chain of causes, without the replica's address, which is no client's business.
-fn without_url(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    if text.is_empty() { "the connection broke".to_owned() } else { text }
+fn log(forwarded: &Forwarded, outcome: Outcome, status: StatusCode, account: &Account<'_>) {
+    let trace = forwarded.headers.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or("");
+    let latency_ms = account.arrived_at.elapsed().as_secs_f64() * 1000.0;
+    tracing::debug!(
+        traceparent = trace,
+        path = forwarded.path.path(),
+        status = status.as_u16(),
+        outcome = outcome.name(),
+        latency_ms,
+        "request ended"
+    );
 }

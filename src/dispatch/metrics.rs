@@ -1,6 +1,7 @@
 //! What a dispatcher counts of itself.
 use super::pool::Snapshot;
 use super::wire::Ended;
+use crate::logic::queue::Refusal;
 use crate::net::metrics::{LATENCY_EDGES_S, registry, render};
 use axum::response::Response;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -11,6 +12,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Labels {
     outcome: &'static str,
 }
@@ -19,6 +25,8 @@ pub(super) struct Metrics {
     registry: Registry,
     duration: Family<Labels, Histogram, fn() -> Histogram>,
     retries: Counter,
+    hedges: Counter,
+    refusals: Family<Reason, Counter>,
     lost: Counter,
     in_flight: Gauge,
     waiting: Gauge,
@@ -32,6 +40,8 @@ impl Metrics {
             registry: registry(),
             duration: Family::new_with_constructor(histogram),
             retries: Counter::default(),
+            hedges: Counter::default(),
+            refusals: Family::default(),
             lost: Counter::default(),
             in_flight: Gauge::default(),
             waiting: Gauge::default(),
@@ -50,6 +60,12 @@ impl Metrics {
             self.retries.clone(),
         );
         registry.register(
+            "dispatch_hedges",
+            "Requests sent to a second replica because the first took too long",
+            self.hedges.clone(),
+        );
+        registry.register("dispatch_refusals", "Requests that got no slot, by reason", self.refusals.clone());
+        registry.register(
             "dispatch_reports_lost",
             "Outcomes that the monitor never heard of",
             self.lost.clone(),
@@ -67,6 +83,19 @@ impl Metrics {
 
     pub(super) fn retried(&self) {
         self.retries.inc();
+    }
+
+    pub(super) fn hedged(&self) {
+        self.hedges.inc();
+    }
+
+    pub(super) fn refused(&self, refusal: &Refusal) {
+        let reason = match refusal {
+            Refusal::Full { .. } => "full",
+            Refusal::Hopeless => "deadline",
+            Refusal::Expired => "expired",
+        };
+        self.refusals.get_or_create(&Reason { reason }).inc();
     }
 
     pub(super) fn lost(&self, outcomes: u64) {

@@ -1,96 +1,88 @@
-//! Looks at every known replica's readiness, and at the DNS name that lists them.
+//! Looks at every known replica's readiness.
 //!
-//! **Invariant**: one look at a replica is under way at a time, and none lasts longer than a second.
+//! **Invariant**: one look at a replica is under way at a time, and none lasts longer than `probe_timeout`; a
+//! replica that hangs delays the looks at no other.
 use super::State;
-use super::pool::Source;
+use super::pool::Known;
+use super::upstream::{ExchangeError, get};
 use super::wire::{Readiness, ReplicaState};
 use crate::net::shutdown::Shutdown;
-use std::collections::HashSet;
+use http::StatusCode;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
-const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Largest answer to a look, bytes.
+const READINESS_BYTES_MAX: usize = 16 << 10;
+/// Looks in vain after which a replica is down: one may fall into a moment in which its CPU was taken away.
+const SILENCES_MAX: u32 = 2;
+
+/// What a look found.
+enum Seen {
+    /// It answered, or refused to.
+    Something,
+    /// It took the connection and said nothing.
+    Silence,
+}
 
 /// Looks every `probe_interval` until `shutdown` drains.
 pub(super) async fn watch(state: Arc<State>, shutdown: Shutdown) {
     let mut ticks = tokio::time::interval(state.config.settings.probe_interval);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = JoinSet::new();
+    // Silences in a row of those that are being looked at (nothing while one is under way) and of the others.
+    let mut silences: HashMap<Arc<str>, Option<u32>> = HashMap::new();
     loop {
         tokio::select! {
             () = shutdown.drained() => return,
-            _ = ticks.tick() => {}
-        }
-        tokio::select! {
-            () = shutdown.drained() => return,
-            () = round(&state) => {}
-        }
-    }
-}
-
-async fn round(state: &Arc<State>) {
-    if let Some(name) = &state.config.peers.replica_dns {
-        resolve(state, name).await;
-    }
-    let mut looks = JoinSet::new();
-    for (url, source, current, away) in state.pool.known() {
-        let forget_after = state.config.settings.forget_after;
-        if source == Source::Registered && away.is_some_and(|away| away > forget_after) {
-            state.pool.forget(&url);
-            continue;
-        }
-        // Who registered and said goodbye has no more to say.
-        let asked = source != Source::Registered || current != ReplicaState::Draining;
-        if asked {
-            looks.spawn(look(Arc::clone(state), url));
-        }
-    }
-    looks.join_all().await;
-}
-
-async fn look(state: Arc<State>, url: Arc<str>) {
-    let answer = state.client.get(format!("{url}/readyz")).timeout(LOOK_TIMEOUT).send().await;
-    match answer {
-        Ok(answer) if answer.status().is_success() => match answer.json::<Readiness>().await {
-            Ok(readiness) if readiness.ready => state.pool.ready(&url, readiness.slots),
-            Ok(_) => state.pool.unready(&url, ReplicaState::Draining),
-            Err(error) => tracing::warn!(%url, %error, "this is no elastic replica: its /readyz is not ours"),
-        },
-        // It runs and says that it takes nothing new.
-        Ok(_) => state.pool.unready(&url, ReplicaState::Draining),
-        // A busy replica may be slow to answer; a request that it fails will tell.
-        Err(error) if error.is_timeout() && !error.is_connect() => {}
-        Err(_) => state.pool.unready(&url, ReplicaState::Down),
-    }
-}
-
-/// Learns the addresses that the name has and forgets those that it no longer has.
-async fn resolve(state: &Arc<State>, name: &str) {
-    let found = match tokio::time::timeout(LOOK_TIMEOUT, tokio::net::lookup_host(name)).await {
-        Ok(Ok(addresses)) => addresses.map(|address| format!("http://{address}")).collect::<HashSet<_>>(),
-        Ok(Err(error)) => {
-            // A headless Service without ready pods has no addresses, which is an error too.
-            tracing::debug!(name, %error, "the name of the replicas does not resolve");
-            return;
-        }
-        Err(_) => {
-            tracing::warn!(name, "resolving the name of the replicas timed out");
-            return;
-        }
-    };
-    for url in &found {
-        if !state.pool.learn(url, Source::Dns) {
-            tracing::warn!(url, "too many replicas; raise --replicas-known-max");
-        }
-    }
-    for (url, source, state_now, _) in state.pool.known() {
-        if source == Source::Dns && !found.contains(&*url) {
-            // Requests under way finish: the address is only no longer offered.
-            if state_now == ReplicaState::Ready {
-                state.pool.unready(&url, ReplicaState::Draining);
-            } else {
-                state.pool.forget(&url);
+            Some(looked) = looks.join_next() => {
+                let Ok((url, before, seen)): Result<(Arc<str>, u32, Seen), _> = looked else { continue };
+                let silent = match seen {
+                    Seen::Something => 0,
+                    Seen::Silence => before + 1,
+                };
+                if silent >= SILENCES_MAX {
+                    state.pool.unready(&url, ReplicaState::Down);
+                }
+                silences.insert(url, Some(silent));
+            }
+            _ = ticks.tick() => {
+                let known = state.pool.known();
+                silences.retain(|url, _| known.iter().any(|replica| replica.url == *url));
+                for replica in known.into_iter().filter(|replica| replica.due) {
+                    let under_way = silences.entry(Arc::clone(&replica.url)).or_insert(Some(0));
+                    if let Some(before) = under_way.take() {
+                        looks.spawn(look(Arc::clone(&state), replica, before));
+                    }
+                }
             }
         }
+    }
+}
+
+async fn look(state: Arc<State>, replica: Known, before: u32) -> (Arc<str>, u32, Seen) {
+    let url = replica.url;
+    let asked = replica.upstream.exchange(get("/readyz"), READINESS_BYTES_MAX);
+    let seen = match tokio::time::timeout(state.config.settings.probe_timeout, asked).await {
+        Err(_) => Seen::Silence,
+        Ok(answer) => {
+            judge(&state, &url, answer.map(|answer| (answer.status(), answer.into_body().into_bytes())));
+            Seen::Something
+        }
+    };
+    (url, before, seen)
+}
+
+fn judge(state: &State, url: &str, answer: Result<(StatusCode, bytes::Bytes), ExchangeError>) {
+    match answer {
+        Ok((status, body)) if status.is_success() => match serde_json::from_slice::<Readiness>(&body) {
+            Ok(readiness) if readiness.ready => state.pool.ready(url, readiness.slots),
+            Ok(_) => state.pool.unready(url, ReplicaState::Draining),
+            Err(error) => tracing::warn!(url, %error, "this is no elastic replica: its /readyz is not ours"),
+        },
+        // It runs and says that it takes nothing new.
+        Ok(_) => state.pool.unready(url, ReplicaState::Draining),
+        Err(_) => state.pool.unready(url, ReplicaState::Down),
     }
 }

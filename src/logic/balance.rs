@@ -15,6 +15,8 @@ pub enum Policy {
     RoundRobin,
     /// Bound on arrival to the replica with the fewest requests waiting or in flight
     LeastOutstanding,
+    /// Bound on arrival to the one of two drawn at random that has fewer requests waiting or in flight
+    PowerOfTwo,
 }
 
 /// What a choice is made from.
@@ -22,12 +24,33 @@ pub enum Policy {
 pub struct Candidate<Id> {
     /// Names the replica.
     pub id: Id,
-    /// Requests it takes at once.
+    /// Takes requests at all.
+    pub open: bool,
+    /// Requests it may have at once now.
     pub slots: u32,
     /// Requests it has.
     pub in_flight: u32,
     /// Requests bound to it that wait for a slot.
     pub waiting: u32,
+    /// Its last request failed.
+    pub suspect: bool,
+}
+
+impl<Id> Candidate<Id> {
+    fn outstanding(&self) -> u32 {
+        self.in_flight + self.waiting
+    }
+}
+
+/// The replica with a free slot that is least occupied, the choice of [`Policy::Central`].
+///
+/// Those whose last request failed come last, so that failing fast attracts no work. Among equals the first is
+/// taken: requests gather on the first replicas when there are few of them, so that the last ones are idle when
+/// the fleet shrinks.
+pub fn least_occupied<Id: Copy>(candidates: impl Iterator<Item = Candidate<Id>>) -> Option<Id> {
+    let occupancy =
+        |c: &Candidate<Id>| (c.suspect, (f64::from(c.in_flight) / f64::from(c.slots.max(1))).to_bits());
+    candidates.filter(|c| c.open && c.in_flight < c.slots).min_by_key(occupancy).map(|c| c.id)
 }
 
 /// Chooses replicas; remembers whose turn it is and its random state.
@@ -53,24 +76,27 @@ impl Balancer {
 
     /// The replica that takes the next request; `None` without candidates, or, under [`Policy::Central`],
     /// when none has a free slot.
-    ///
-    /// Under `Central` the least occupied replica is taken, and among equals the first: requests gather on
-    /// the first replicas when there are few of them, so that the last ones are idle when the fleet shrinks.
     pub fn choose<Id: Copy>(&mut self, candidates: &[Candidate<Id>]) -> Option<Id> {
-        let occupancy = |c: &&Candidate<Id>| (f64::from(c.in_flight) / f64::from(c.slots.max(1))).to_bits();
+        let count = candidates.len();
+        if count == 0 {
+            return None;
+        }
         match self.policy {
-            Policy::Central => {
-                candidates.iter().filter(|c| c.in_flight < c.slots).min_by_key(occupancy).map(|c| c.id)
-            }
-            Policy::Random if candidates.is_empty() => None,
-            Policy::Random => Some(candidates[self.random.random_range(0..candidates.len())].id),
+            Policy::Central => least_occupied(candidates.iter().copied()),
+            Policy::Random => Some(candidates[self.random.random_range(0..count)].id),
             Policy::RoundRobin => {
-                let next = candidates.get(self.turn % candidates.len().max(1))?;
+                let next = self.turn % count;
                 self.turn = self.turn.wrapping_add(1);
-                Some(next.id)
+                Some(candidates[next].id)
             }
-            Policy::LeastOutstanding => {
-                candidates.iter().min_by_key(|c| c.in_flight + c.waiting).map(|c| c.id)
+            Policy::LeastOutstanding => candidates.iter().min_by_key(|c| c.outstanding()).map(|c| c.id),
+            Policy::PowerOfTwo => {
+                // Mitzenmacher, "The power of two choices in randomized load balancing", 2001.
+                let one = self.random.random_range(0..count);
+                // Another than the first, where there is one.
+                let step = if count > 1 { self.random.random_range(1..count) } else { 0 };
+                let (one, other) = (&candidates[one], &candidates[(one + step) % count]);
+                Some(if other.outstanding() < one.outstanding() { other.id } else { one.id })
             }
         }
     }
@@ -79,9 +105,10 @@ impl Balancer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum as _;
 
     fn candidate(id: u8, in_flight: u32, waiting: u32) -> Candidate<u8> {
-        Candidate { id, slots: 2, in_flight, waiting }
+        Candidate { id, open: true, slots: 2, in_flight, waiting, suspect: false }
     }
 
     fn check(policy: Policy, candidates: &[Candidate<u8>], expected: &[Option<u8>]) {
@@ -97,8 +124,13 @@ mod tests {
         check(Policy::Central, &[a], &[None]);
         check(Policy::RoundRobin, &[a, b, c], &[Some(0), Some(1), Some(2), Some(0)]);
         check(Policy::LeastOutstanding, &[a, b, c], &[Some(2)]);
-        for policy in [Policy::Central, Policy::Random, Policy::RoundRobin, Policy::LeastOutstanding] {
-            check(policy, &[], &[None]);
+        // Of two, both are drawn.
+        check(Policy::PowerOfTwo, &[b, c], &[Some(2); 20]);
+        check(Policy::PowerOfTwo, &[b], &[Some(1)]);
+        check(Policy::Central, &[Candidate { suspect: true, ..c }, Candidate { slots: 9, ..a }], &[Some(0)]);
+        check(Policy::Central, &[Candidate { open: false, ..c }], &[None]);
+        for policy in Policy::value_variants() {
+            check(*policy, &[], &[None]);
         }
     }
 

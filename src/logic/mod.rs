@@ -2,6 +2,9 @@
 pub mod arrivals;
 pub mod balance;
 pub mod batch;
+pub mod budget;
+pub mod health;
 pub mod policy;
 pub mod queue;
+pub mod service;
 pub mod window;

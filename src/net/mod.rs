@@ -6,6 +6,7 @@ pub mod clock;
 pub mod deadline;
 pub mod error;
 pub mod metrics;
+pub mod pieces;
 pub mod serve;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,31 +1,43 @@
-//! A bounded HTTP/1.1 server: takes a bound listener, a router and a shutdown.
+//! A bounded HTTP server, HTTP/1.1 and HTTP/2 without TLS (h2c with prior knowledge): takes a bound listener, a
+//! router and a shutdown.
 //!
 //! **Invariant**: at most `connections_max` connections are open, and none may take longer than
 //! `header_timeout` to send a request's head. Bodies are the handlers' business ([`read_body`]).
 use crate::net::error::ApiError;
+use crate::net::pieces::Pieces;
 use crate::net::shutdown::Shutdown;
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::BodyExt as _;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+
+const CONNECTIONS_MAX: u32 = 16_384;
+const STREAMS_MAX: u32 = 250;
+/// How an HTTP/2 connection begins (RFC 9113, section 3.4); no HTTP/1.1 method does.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Largest head of a request, bytes.
+const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Limits on the connections of one listener.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Limits {
     /// Connections open at once; further ones wait in the kernel's queue
-    #[arg(long, env = "ELASTIC_CONNECTIONS_MAX", default_value_t = 4096, value_name = "N")]
+    #[arg(long, env = "ELASTIC_CONNECTIONS_MAX", default_value_t = CONNECTIONS_MAX, value_name = "N")]
     pub connections_max: u32,
+    /// Requests under way at once on one HTTP/2 connection
+    #[arg(long, env = "ELASTIC_STREAMS_MAX", default_value_t = STREAMS_MAX, value_name = "N")]
+    pub streams_max: u32,
     /// Longest time a client may take to send a request's head (also closes idle connections)
     #[arg(long, env = "ELASTIC_HEADER_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
     pub header_timeout: Duration,
@@ -37,7 +49,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections_max: 4096,
+            connections_max: CONNECTIONS_MAX,
+            streams_max: STREAMS_MAX,
             header_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
         }
@@ -62,6 +75,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = number.parse().map_err(|_| format!("{text:?} does not start with a number"))?;
     Duration::try_from_secs_f64(number * unit_s).map_err(|_| format!("{text:?} is too long"))
+}
+
+/// Lets this process open as many connections as the system allows it, not as many as it is given at first.
+pub fn raise_open_files_limit() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(files_max) => tracing::debug!(files_max, "limit on open files"),
+        Err(error) => tracing::debug!(%error, "the limit on open files stays as it is"),
+    }
 }
 
 /// Binds `host:port`; port 0 takes a free one.
@@ -104,14 +125,23 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
             }
         };
         let _ = stream.set_nodelay(true);
-        let mut server = hyper::server::conn::http1::Builder::new();
-        server.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
-        let connection =
-            server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-        let connection = graceful.watch(connection);
+        let (router, watcher) = (router.clone(), graceful.watcher());
+        let waiting_ends = shutdown.drained();
         connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended early");
+            // One that says nothing costs no more than its socket.
+            let is_http2 = tokio::select! {
+                spoke = tokio::time::timeout(limits.header_timeout, speaks_http2(&stream)) => spoke,
+                () = waiting_ends => return,
+            };
+            if let Ok(Ok(is_http2)) = is_http2 {
+                let ended = if is_http2 {
+                    http2(stream, router, &limits, watcher).await
+                } else {
+                    http1(stream, router, &limits, watcher).await
+                };
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended early");
+                }
             }
             drop(slot);
         });
@@ -126,19 +156,61 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
     }
 }
 
+/// Looks at the first bytes without taking them. An error means that the client closed the connection.
+async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut begin = [0; PREFACE.len()];
+    loop {
+        let read = stream.peek(&mut begin).await?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if begin[..read] != PREFACE[..read] {
+            return Ok(false);
+        }
+        if read == PREFACE.len() {
+            return Ok(true);
+        }
+        // A part of it, as one packet hardly ever is: what was looked at cannot be awaited a second time.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn http1(stream: TcpStream, router: Router, limits: &Limits, watcher: Watcher) -> hyper::Result<()> {
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    watcher.watch(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))).await
+}
+
+async fn http2(stream: TcpStream, router: Router, limits: &Limits, watcher: Watcher) -> hyper::Result<()> {
+    let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    server
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_max)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        // A client that is gone without a word is noticed by its silence.
+        .keep_alive_interval(limits.header_timeout)
+        .keep_alive_timeout(limits.header_timeout);
+    watcher.watch(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))).await
+}
+
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
     let slot = Arc::clone(slots).acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((stream, slot))
 }
 
-/// Reads a whole body of at most `bytes_max`, which must arrive within `timeout`.
+/// Reads a whole body of at most `bytes_max`, which must arrive within `timeout`, in one piece.
 ///
 /// Answers 413 above the limit, 408 after the time-out and 400 when the client breaks off.
 pub async fn read_body(body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, ApiError> {
+    read_pieces(body, bytes_max, timeout).await.map(Pieces::into_bytes)
+}
+
+/// [`read_body`] without joining the pieces, which copies them.
+pub async fn read_pieces(body: Body, bytes_max: usize, timeout: Duration) -> Result<Pieces, ApiError> {
     let too_large =
         || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {bytes_max} bytes"));
     // A stated length over the limit is refused before a byte of it is read.
@@ -147,27 +219,16 @@ pub async fn read_body(body: Body, bytes_max: usize, timeout: Duration) -> Resul
     }
     let read = async {
         let mut body = body;
-        let mut first: Option<Bytes> = None;
-        let mut rest = BytesMut::new();
-        let mut length = 0;
+        let mut pieces = Pieces::default();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| ApiError::bad_request("the body broke off"))?;
             let Ok(data) = frame.into_data() else { continue };
-            length += data.len();
-            if length > bytes_max {
+            if pieces.len() + data.len() > bytes_max {
                 return Err(too_large());
             }
-            // A body that arrives in one piece, the common case, is passed on without a copy.
-            match first.take() {
-                None if rest.is_empty() => first = Some(data),
-                None => rest.extend_from_slice(&data),
-                Some(held) => {
-                    rest.extend_from_slice(&held);
-                    rest.extend_from_slice(&data);
-                }
-            }
+            pieces.push(data);
         }
-        Ok(first.unwrap_or_else(|| rest.freeze()))
+        Ok(pieces)
     };
     tokio::time::timeout(timeout, read).await.unwrap_or_else(|_| {
         Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, format!("the body took longer than {timeout:?}")))

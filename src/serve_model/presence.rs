@@ -20,6 +20,8 @@ pub(super) struct Presence {
 
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 const REGISTER_PAUSE: Duration = Duration::from_millis(200);
+/// Time between two heartbeats: a dispatcher that was restarted knows the replica again after that long.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Drains when standard input closes; a thread of its own, since a pipe cannot be awaited portably.
 ///
@@ -57,12 +59,13 @@ pub(super) async fn with<F: Future<Output = ()>>(
         if presence.announce {
             announce(&presence)?;
         }
-        if let Some(register) = &presence.register {
-            register_at(register, &presence, shutdown).await?;
-        }
-        shutdown.drained().await;
-        if let Some(register) = &presence.register {
-            goodbye(register, &presence).await;
+        match &presence.register {
+            Some(register) => {
+                let registry = Registry::new(register, &presence)?;
+                registry.stay_registered(shutdown).await;
+                registry.goodbye().await;
+            }
+            None => shutdown.drained().await,
         }
         anyhow::Ok(())
     };
@@ -86,32 +89,53 @@ fn announce(presence: &Presence) -> anyhow::Result<()> {
     out.flush().context("cannot tell the parent")
 }
 
-/// Registers, trying again until the dispatcher takes it or the replica is asked to stop.
-async fn register_at(register: &str, presence: &Presence, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let client = client::client(REGISTER_TIMEOUT)?;
-    let body = Registration { url: presence.url.clone(), slots: presence.slots };
-    let mut told = false;
-    loop {
-        let sent = client.post(format!("{register}/replicas")).json(&body).send().await;
-        match sent.and_then(reqwest::Response::error_for_status) {
-            Ok(_) => return Ok(()),
-            Err(error) if !told => {
-                tracing::warn!(%error, "cannot register at the dispatcher yet; trying on");
-                told = true;
-            }
-            Err(_) => {}
-        }
-        tokio::select! {
-            () = shutdown.drained() => return Ok(()),
-            () = tokio::time::sleep(REGISTER_PAUSE) => {}
-        }
-    }
+/// A dispatcher's registration port.
+struct Registry {
+    client: reqwest::Client,
+    url: String,
+    registration: Registration,
 }
 
-async fn goodbye(register: &str, presence: &Presence) {
-    let body = Registration { url: presence.url.clone(), slots: presence.slots };
-    let Ok(client) = client::client(REGISTER_TIMEOUT) else { return };
-    if let Err(error) = client.delete(format!("{register}/replicas")).json(&body).send().await {
-        tracing::debug!(%error, "the dispatcher did not hear the goodbye");
+impl Registry {
+    fn new(register: &str, presence: &Presence) -> anyhow::Result<Self> {
+        Ok(Self {
+            client: client::client(REGISTER_TIMEOUT)?,
+            url: format!("{register}/replicas"),
+            registration: Registration { url: presence.url.clone(), slots: presence.slots },
+        })
+    }
+
+    /// Registers, and again with every heartbeat, until the replica is asked to stop.
+    async fn stay_registered(&self, shutdown: &Shutdown) {
+        let mut registered = None;
+        loop {
+            let sent = self.client.post(&self.url).json(&self.registration).send().await;
+            let pause = match sent.and_then(reqwest::Response::error_for_status) {
+                Ok(_) => {
+                    if registered == Some(false) {
+                        tracing::info!(url = self.url, "registered at the dispatcher");
+                    }
+                    registered = Some(true);
+                    HEARTBEAT
+                }
+                Err(error) => {
+                    if registered != Some(false) {
+                        tracing::warn!(%error, "cannot register at the dispatcher; trying on");
+                    }
+                    registered = Some(false);
+                    REGISTER_PAUSE
+                }
+            };
+            tokio::select! {
+                () = shutdown.drained() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn goodbye(&self) {
+        if let Err(error) = self.client.delete(&self.url).json(&self.registration).send().await {
+            tracing::debug!(%error, "the dispatcher did not hear the goodbye");
+        }
     }
 }

@@ -60,7 +60,7 @@ async fn dispatcher_with(
     monitor: Option<&str>,
 ) -> Running {
     let replicas = replicas.iter().map(ToString::to_string).collect();
-    let peers = Peers { monitor: monitor.map(ToOwned::to_owned), replicas, replica_dns: None };
+    let peers = Peers { monitor: monitor.map(ToOwned::to_owned), replicas, ..Peers::default() };
     let settings: Settings = flags(settings);
     let config = Config::new(policy, settings, peers, Limits::default()).unwrap();
     Running::start(|listener, shutdown| async move {

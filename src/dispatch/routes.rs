@@ -1,0 +1,65 @@
+//! Every path of the front door.
+//!
+//! Inference takes a slot; questions about the service go to any ready replica beside its work; the rest is
+//! answered here.
+use super::State;
+use super::forward::{ask, infer};
+use crate::net::error::{self, ApiError};
+use axum::Router;
+use axum::extract::{Path, Request, State as Shared};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use std::sync::Arc;
+
+pub(super) fn router(state: Arc<State>) -> Router {
+    let inference = post(infer);
+    let question = get(ask);
+    Router::new()
+        .route("/predict", inference.clone())
+        // Open Inference Protocol V2
+        .route("/v2", question.clone())
+        .route("/v2/health/live", get(|| async {}))
+        .route("/v2/health/ready", question.clone())
+        .route("/v2/models", question.clone())
+        .route("/v2/models/{model}", question.clone())
+        .route("/v2/models/{model}/ready", question.clone())
+        .route("/v2/models/{model}/config", question.clone())
+        .route("/v2/models/{model}/infer", inference.clone())
+        .route("/v2/models/{model}/versions/{version}", question.clone())
+        .route("/v2/models/{model}/versions/{version}/ready", question.clone())
+        .route("/v2/models/{model}/versions/{version}/infer", inference.clone())
+        .route("/v2/repository/index", post(ask))
+        // KServe V1
+        .route("/v1/models", question.clone())
+        .route("/v1/models/{model}", question.clone().post(v1))
+        // TorchServe
+        .route("/ping", question)
+        .route("/predictions/{model}", inference.clone().put(infer))
+        .route("/predictions/{model}/{version}", inference.put(infer))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .with_state(state)
+}
+
+/// `POST /v1/models/NAME:predict`: the verb is a part of the last segment.
+async fn v1(state: Shared<Arc<State>>, Path(model): Path<String>, request: Request) -> Response {
+    if model.ends_with(":predict") {
+        return infer(state, request).await;
+    }
+    error::not_found(request.uri().clone()).await.into_response()
+}
+
+/// Ready while it takes requests; a dispatcher without replicas is ready: requests wait for the first one.
+async fn readyz(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiError> {
+    if state.shutdown.is_draining() {
+        return Err(ApiError::unavailable("shutting down"));
+    }
+    Ok("ready")
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
+    state.metrics.render(&state.pool.snapshot())
+}
