@@ -30,6 +30,8 @@ TARGET = ROOT / "target" / "proxy"
 PHOTO = ROOT / "tests" / "photos" / "solar-dish.jpg"
 PYTHON_CHILD_S_MAX = 30.0
 BODY_BYTES_MAX = 8 << 20
+# The sender shares its core with the backend: at this rate it takes about half of it.
+RATE_RPS_MAX = 10_000.0
 # What wrk runs: it sends the body and prints its own summary as one line of JSON.
 WRK_SCRIPT = """
 local file = io.open(os.getenv("BENCH_BODY"), "rb")
@@ -123,7 +125,7 @@ def _rounds(
     case = Case(setting.body_bytes, {server.name: server.version for server in servers[1:]})
     # Not counted: it warms up, and gives the rate of the open loop.
     most_rps = {s.name: closed_loop(s, setting, args, body).requests_per_s for s in servers[1:]}
-    case.rate_rps = args.rate or min(most_rps.values()) / 2
+    case.rate_rps = args.rate or min(RATE_RPS_MAX, min(most_rps.values()) / 2)
     say(f"{setting.body_bytes} bytes: latencies at {case.rate_rps:.0f} requests/s")
     for number in range(args.rounds):
         # Whoever is first in one round is last in the next, so that nobody always follows the same.
@@ -154,7 +156,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=32, help="connections of the load (%(default)s)")
     parser.add_argument("--body", default="50000,100", help="body sizes, bytes, by commas (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="worker threads, and cores, of a proxy (%(default)s)")
-    parser.add_argument("--rate", type=float, help="requests/s of the latencies (half of the slowest's most)")
+    parser.add_argument("--rate", type=float, help=f"requests/s of the latencies (half of the slowest's most, at most {RATE_RPS_MAX:.0f})")
     parser.add_argument("--slots", type=int, default=64, help="slots that the backend says it has (%(default)s)")
     parser.add_argument("--proxies", default="nginx,haproxy,elastic", help="rows, by commas (%(default)s)")
     parser.add_argument("--cores", default="", help="cores of the proxy, then of backend and load, as 0,1")
@@ -204,9 +206,7 @@ def main() -> int:
         for size in args.bodies:
             with tempfile.TemporaryDirectory(prefix="elastic-proxy.") as folder:
                 scratch = Path(folder)
-                setting = proxies.Setting(
-                    elastic, scratch, args.threads, proxy_cores, load_cores, args.slots, size
-                )  # fmt: skip
+                setting = proxies.Setting(elastic, scratch, args.threads, proxy_cores, load_cores, args.slots, size)
                 results.cases.append(measure(args, setting, body_of(size, scratch)))
     except (BenchError, ProcessError) as error:
         raise SystemExit(f"bench: {error}") from error
