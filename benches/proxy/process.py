@@ -86,6 +86,15 @@ class Process:
         if self.alive():
             self._process.send_signal(number)
 
+    def wait(self, seconds_max: float) -> int:
+        """Waits until it ends by itself; its exit status."""
+        try:
+            status = self._process.wait(timeout=seconds_max)
+        except subprocess.TimeoutExpired as error:
+            raise ProcessError(f"{self.name} did not end within {seconds_max:.0f} s") from error
+        self._close()
+        return status
+
     def kill(self) -> None:
         """Ends it with SIGKILL."""
         self._process.kill()

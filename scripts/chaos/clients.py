@@ -1,0 +1,176 @@
+"""Clients that hold connections: slow-loris, which dribbles bytes, and idle ones by the thousand."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import resource
+import select
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+DRIBBLE_S = 0.5
+OPEN_S_MAX = 6.0
+POLL_MS = 50
+# Source addresses of the idle connections: an address has fewer ports to call from than we need.
+SOURCES = [f"127.0.1.{number}" for number in range(1, 9)]
+# Descriptors for everything that is no idle connection.
+DESCRIPTORS_KEPT = 256
+HEAD = b"POST /predict HTTP/1.1\r\nHost: chaos\r\nContent-Type: image/jpeg\r\n"
+ENDLESS_HEAD = HEAD + b"X-Padding: "
+WITH_BODY = HEAD + b"Content-Length: 50000\r\n\r\n"
+ALIVE = b"GET /healthz HTTP/1.1\r\nHost: chaos\r\n\r\n"
+
+
+def address_of(url: str) -> tuple[str, int]:
+    """Host and port of a base URL."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 80
+
+
+class Loris:
+    """So many clients that never finish a head, and as many that never finish a body, inside `with`.
+
+    A client that the server sends away comes back at the next turn.
+    """
+
+    def __init__(self, url: str, heads: int, bodies: int) -> None:
+        self._address = address_of(url)
+        self._starts = [ENDLESS_HEAD] * heads + [WITH_BODY] * bodies
+        self._open: list[socket.socket | None] = [None] * len(self._starts)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.sent_away = 0
+
+    def __enter__(self) -> Loris:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(10)
+        for client in filter(None, self._open):
+            client.close()
+
+    def count(self) -> int:
+        """Clients connected now."""
+        return sum(client is not None for client in self._open)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            for number, client in enumerate(self._open):
+                try:
+                    self._open[number] = self._dribble(client) if client else self._begin(self._starts[number])
+                except OSError:
+                    if client:
+                        client.close()
+                        self.sent_away += 1
+                    self._open[number] = None
+            self._over.wait(DRIBBLE_S)
+
+    def _begin(self, start: bytes) -> socket.socket:
+        client = socket.create_connection(self._address, timeout=0.2)
+        client.sendall(start)
+        client.setblocking(False)
+        return client
+
+    def _dribble(self, client: socket.socket) -> socket.socket:
+        with contextlib.suppress(BlockingIOError):
+            if not client.recv(1 << 12):
+                raise ConnectionError("sent away")
+            # An answer, 408 most likely: the connection is of no use any more.
+            raise ConnectionError("answered")
+        client.send(b"x")
+        return client
+
+
+class Idle:
+    """As many connections as wanted and possible, half of them after one request, inside `with`."""
+
+    def __init__(self, url: str, wanted: int) -> None:
+        self._address = address_of(url)
+        self.possible = min(wanted, descriptors_max() - DESCRIPTORS_KEPT)
+        self._sockets: list[socket.socket] = []
+        self.opened = 0
+        self.answered = 0
+
+    def __enter__(self) -> Idle:
+        pending = {}
+        for _, source in zip(range(self.possible), itertools.cycle(SOURCES), strict=False):
+            client = socket.socket()
+            client.setblocking(False)
+            self._sockets.append(client)
+            with contextlib.suppress(BlockingIOError):
+                client.bind((source, 0))
+                client.connect(self._address)
+            pending[client.fileno()] = client
+            # The kernel's queue of who is not accepted yet is short: a crowd comes in groups.
+            if len(pending) >= 256:
+                self.opened += len(_when(pending, select.EPOLLOUT, 1.0))
+                pending = {}
+        self.opened += len(_when(pending, select.EPOLLOUT, 1.0))
+        asking = {client.fileno(): client for client in self._sockets[::2]}
+        for client in asking.values():
+            with contextlib.suppress(OSError):
+                client.send(ALIVE)
+        answered = _when(asking, select.EPOLLIN, OPEN_S_MAX)
+        self.answered = sum(_answers(client) for client in answered)
+        return self
+
+    def still_open(self) -> int:
+        """Connections that the server has not closed."""
+        return sum(_is_open(client) for client in self._sockets)
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._sockets:
+            client.close()
+
+
+def descriptors_max() -> int:
+    """How many files a process may have open: raised as far as allowed, for us and for who we start."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20
+
+
+def _when(clients: dict[int, socket.socket], event: int, seconds_max: float) -> list[socket.socket]:
+    """Those that had the event and no error within the time."""
+    done = []
+    give_up = time.monotonic() + seconds_max
+    with select.epoll() as poll:
+        for descriptor in clients:
+            poll.register(descriptor, event | select.EPOLLONESHOT)
+        left = len(clients)
+        while left and time.monotonic() < give_up:
+            for descriptor, seen in poll.poll(POLL_MS / 1000):
+                left -= 1
+                if seen & event and not seen & (select.EPOLLERR | select.EPOLLHUP):
+                    done.append(clients[descriptor])
+    return done
+
+
+def _answers(client: socket.socket) -> bool:
+    try:
+        return client.recv(1 << 12).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def _is_open(client: socket.socket) -> bool:
+    try:
+        return bool(client.recv(1 << 12))
+    except BlockingIOError:
+        client_error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return client_error == 0 and _has_peer(client)
+    except OSError:
+        return False
+
+
+def _has_peer(client: socket.socket) -> bool:
+    try:
+        client.getpeername()
+    except OSError:
+        return False
+    return True
