@@ -119,9 +119,7 @@ def measure(args: argparse.Namespace, setting: proxies.Setting, body: Path) -> C
             server.process.end()
 
 
-def _rounds(
-    args: argparse.Namespace, setting: proxies.Setting, body: Path, servers: list[proxies.Server]
-) -> Case:
+def _rounds(args: argparse.Namespace, setting: proxies.Setting, body: Path, servers: list[proxies.Server]) -> Case:
     case = Case(setting.body_bytes, {server.name: server.version for server in servers[1:]})
     # Not counted: it warms up, and gives the rate of the open loop.
     most_rps = {s.name: closed_loop(s, setting, args, body).requests_per_s for s in servers[1:]}
@@ -156,7 +154,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=32, help="connections of the load (%(default)s)")
     parser.add_argument("--body", default="50000,100", help="body sizes, bytes, by commas (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="worker threads, and cores, of a proxy (%(default)s)")
-    parser.add_argument("--rate", type=float, help=f"requests/s of the latencies (half of the slowest's most, at most {RATE_RPS_MAX:.0f})")
+    parser.add_argument("--rate", type=float, help="requests/s of the latencies (half of the slowest's most)")
     parser.add_argument("--slots", type=int, default=64, help="slots that the backend says it has (%(default)s)")
     parser.add_argument("--proxies", default="nginx,haproxy,elastic", help="rows, by commas (%(default)s)")
     parser.add_argument("--cores", default="", help="cores of the proxy, then of backend and load, as 0,1")
@@ -199,6 +197,9 @@ def main() -> int:
     elastic = Path(os.environ.get("ELASTIC", ROOT / "target" / "release" / "elastic")).resolve()
     if "elastic" in args.proxies and not elastic.is_file():
         raise SystemExit(f"bench: {elastic} is not there; run `make build`, or name the executable in ELASTIC")
+    # A proxy is the same whatever the person has set for other runs.
+    for name in [name for name in os.environ if name.startswith("ELASTIC_")]:
+        del os.environ[name]
     proxy_cores, load_cores = cores_of(args)
     machine = describe([*proxy_cores, *load_cores])
     results = Results(machine, proxy_cores, load_cores, args.threads, args.connections, args.rounds, args.seconds)

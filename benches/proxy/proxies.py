@@ -60,7 +60,8 @@ class Server:
 
 def missing_programs() -> list[str]:
     """What is not installed, in words."""
-    lacking = [f"{program} (Debian package {package})" for program, package in NEEDED.items() if not shutil.which(program)]
+    needed = NEEDED.items()
+    lacking = [f"{program} (Debian package {package})" for program, package in needed if not shutil.which(program)]
     if not lacking and not Path(ECHO_MODULE).exists():
         lacking.append(f"nginx's echo module, {ECHO_MODULE} (Debian package libnginx-mod-http-echo)")
     return lacking
@@ -80,7 +81,11 @@ def backend(setting: Setting) -> Server:
 def nginx(setting: Setting, upstream_port: int) -> Server:
     """nginx as the proxy."""
     upstream = f"""
-    upstream replica {{ server 127.0.0.1:{upstream_port}; keepalive {setting.slots}; keepalive_requests 1000000000; }}"""
+    upstream replica {{
+        server 127.0.0.1:{upstream_port};
+        keepalive {setting.slots};
+        keepalive_requests 1000000000;
+    }}"""
     locations = """
         location / {
             proxy_pass http://replica;

@@ -54,7 +54,10 @@ def play(name: str, setting: Setting, args: argparse.Namespace) -> Row:
     except (ProcessError, OSError) as error:
         return Row(name, None, None, str(error))
     finally:
+        # Impatience must not leave anything behind.
+        before_end = signal.signal(signal.SIGINT, signal.SIG_IGN)
         fleet.end()
+        signal.signal(signal.SIGINT, before_end)
 
 
 def _warm_up(scene: Scene) -> None:

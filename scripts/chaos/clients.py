@@ -13,7 +13,11 @@ from urllib.parse import urlsplit
 
 DRIBBLE_S = 0.5
 OPEN_S_MAX = 6.0
-POLL_MS = 50
+ANSWERS_S_MAX = 2.0
+# The kernel's queue of connections that are not accepted yet is short, and who finds it full waits for a second:
+# the crowd comes in groups. That a crowd arrives at once is not what is asked here.
+GROUP, GROUP_S_MAX, GROUP_PAUSE_S = 64, 1.5, 0.005
+POLL_S = 0.05
 # Source addresses of the idle connections: an address has fewer ports to call from than we need.
 SOURCES = [f"127.0.1.{number}" for number in range(1, 9)]
 # Descriptors for everything that is no idle connection.
@@ -94,30 +98,35 @@ class Idle:
         self.possible = min(wanted, descriptors_max() - DESCRIPTORS_KEPT)
         self._sockets: list[socket.socket] = []
         self.opened = 0
+        self.asked = 0
         self.answered = 0
 
     def __enter__(self) -> Idle:
-        pending = {}
-        for _, source in zip(range(self.possible), itertools.cycle(SOURCES), strict=False):
-            client = socket.socket()
-            client.setblocking(False)
-            self._sockets.append(client)
-            with contextlib.suppress(BlockingIOError):
-                client.bind((source, 0))
-                client.connect(self._address)
-            pending[client.fileno()] = client
-            # The kernel's queue of who is not accepted yet is short: a crowd comes in groups.
-            if len(pending) >= 256:
-                self.opened += len(_when(pending, select.EPOLLOUT, 1.0))
-                pending = {}
-        self.opened += len(_when(pending, select.EPOLLOUT, 1.0))
-        asking = {client.fileno(): client for client in self._sockets[::2]}
-        for client in asking.values():
+        sources = itertools.cycle(SOURCES)
+        give_up = time.monotonic() + OPEN_S_MAX
+        while len(self._sockets) < self.possible and time.monotonic() < give_up:
+            group = [self._client(next(sources)) for _ in range(min(GROUP, self.possible - len(self._sockets)))]
+            self._sockets += group
+            opened = _when(group, select.EPOLLOUT, GROUP_S_MAX)
+            self.opened += len(opened)
+            if not opened:
+                break
+            time.sleep(GROUP_PAUSE_S)
+        asking = self._sockets[::2]
+        for client in asking:
             with contextlib.suppress(OSError):
                 client.send(ALIVE)
-        answered = _when(asking, select.EPOLLIN, OPEN_S_MAX)
-        self.answered = sum(_answers(client) for client in answered)
+        self.asked = len(asking)
+        self.answered = sum(_answers(client) for client in _when(asking, select.EPOLLIN, ANSWERS_S_MAX))
         return self
+
+    def _client(self, source: str) -> socket.socket:
+        client = socket.socket()
+        client.setblocking(False)
+        client.bind((source, 0))
+        with contextlib.suppress(BlockingIOError):
+            client.connect(self._address)
+        return client
 
     def still_open(self) -> int:
         """Connections that the server has not closed."""
@@ -135,19 +144,19 @@ def descriptors_max() -> int:
     return hard if hard != resource.RLIM_INFINITY else 1 << 20
 
 
-def _when(clients: dict[int, socket.socket], event: int, seconds_max: float) -> list[socket.socket]:
+def _when(clients: list[socket.socket], event: int, seconds_max: float) -> list[socket.socket]:
     """Those that had the event and no error within the time."""
+    waiting = {client.fileno(): client for client in clients}
     done = []
     give_up = time.monotonic() + seconds_max
     with select.epoll() as poll:
-        for descriptor in clients:
+        for descriptor in waiting:
             poll.register(descriptor, event | select.EPOLLONESHOT)
-        left = len(clients)
-        while left and time.monotonic() < give_up:
-            for descriptor, seen in poll.poll(POLL_MS / 1000):
-                left -= 1
+        while waiting and time.monotonic() < give_up:
+            for descriptor, seen in poll.poll(POLL_S):
+                client = waiting.pop(descriptor)
                 if seen & event and not seen & (select.EPOLLERR | select.EPOLLHUP):
-                    done.append(clients[descriptor])
+                    done.append(client)
     return done
 
 
@@ -160,17 +169,9 @@ def _answers(client: socket.socket) -> bool:
 
 def _is_open(client: socket.socket) -> bool:
     try:
+        client.getpeername()
         return bool(client.recv(1 << 12))
     except BlockingIOError:
-        client_error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        return client_error == 0 and _has_peer(client)
+        return True
     except OSError:
         return False
-
-
-def _has_peer(client: socket.socket) -> bool:
-    try:
-        client.getpeername()
-    except OSError:
-        return False
-    return True

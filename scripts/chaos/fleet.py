@@ -18,6 +18,8 @@ REPLICAS = 2
 CAPACITY_RPS = REPLICAS * 1000 / PACE_MS
 READY_S_MAX = 20.0
 ASK_S_MAX = 2.0
+# What is read of a report of `elastic load`.
+REPORT_KEYS = ("sent", "ok", "failed", "shed", "failures", "latency_ms", "duration_s", "seconds", "valid")
 # Another address than the door's, so that the kernel's list of sockets tells the two apart.
 ADMIN_HOST = "127.0.0.2"
 
@@ -88,7 +90,8 @@ class Fleet:
         workload.write_text("1\n")
         line = ["load", "--workload", str(workload), "--target", self.url, "--photos", str(self.setting.photos)]
         line += ["--scale", f"{rate_rps:.3f}", "--line-seconds", f"{seconds:.3f}", "--poisson", "--seed", str(seed)]
-        line += ["--timeout", f"{timeout_ms:.0f}ms", "--json", str(report), "--quiet"]
+        # The fleet is ready. To wait until it is again would hide that it was not.
+        line += ["--wait", "0s", "--timeout", f"{timeout_ms:.0f}ms", "--json", str(report), "--quiet"]
         return Load(self._run(name, line), report, seconds)
 
     def _run(self, name: str, arguments: list[str]) -> Process:
@@ -103,7 +106,7 @@ class Fleet:
             if time.monotonic() > give_up:
                 dead = [p for p in self.processes if not p.alive()]
                 why = f"; {dead[0].name} ended: {dead[0].last_words()}" if dead else ""
-                raise ProcessError(f"the dispatcher has fewer than {count} ready replicas after {READY_S_MAX:.0f} s{why}")
+                raise ProcessError(f"not {count} replicas ready after {READY_S_MAX:.0f} s{why}")
             time.sleep(0.05)
 
     def ready_replicas(self) -> int:
@@ -136,6 +139,8 @@ class Load:
             found: dict[str, Any] = json.loads(self.report.read_text())
         except (OSError, ValueError) as error:
             raise ProcessError(f"elastic load left no report: {self.process.last_words()}") from error
+        if lacking := [key for key in REPORT_KEYS if key not in found]:
+            raise ProcessError(f"the report of elastic load has no {', '.join(lacking)}")
         return found
 
 

@@ -79,8 +79,8 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-HEADER = ["scenario", "offered/s", "sent", "failed", "refused", "goodput/s", "of capacity", "p50 ms", "p99 ms", "max ms"]
-HEADER += ["memory MB", "verdict"]
+HEADER = ["scenario", "offered/s", "sent", "failed", "refused", "goodput/s", "of capacity"]
+HEADER += ["p50 ms", "p99 ms", "max ms", "memory MB", "verdict"]
 
 
 def markdown(rows: list[Row], machine: dict[str, str]) -> str:

@@ -214,8 +214,8 @@ def idle(scene: Scene) -> Outcome:
         outcome = scene.end()
         still = clients.still_open()
     outcome.notes.append(
-        f"{clients.opened} of {IDLE} connections opened, {clients.answered} of {(clients.possible + 1) // 2} that "
-        f"asked were answered, {still} open at the end"
+        f"{clients.opened} of {IDLE} connections opened, {clients.answered} of the {clients.asked} that asked once "
+        f"were answered, {still} open at the end"
     )
     if clients.possible < IDLE:
         outcome.notes.append(f"the limit on open files allows {clients.possible} connections only")
