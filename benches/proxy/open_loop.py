@@ -48,20 +48,19 @@ class Connection:
             raise ConnectionError("the connection was closed")
         self._read += data
         head, end, body = self._read.partition(b"\r\n\r\n")
-        if not end:
-            return None
-        if len(body) < _content_length(head):
+        if not end or not _is_whole(head, body):
             return None
         self._read = b""
         return int(head[9:12])
 
 
-def _content_length(head: bytes) -> int:
+def _is_whole(head: bytes, body: bytes) -> bool:
+    """Whether all of an answer's body is there: by its length, or by its last chunk."""
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
-            return int(value)
-    raise ConnectionError("the answer has no content-length")
+            return len(body) >= int(value)
+    return body.endswith(b"0\r\n\r\n")
 
 
 class Run:

@@ -101,7 +101,7 @@ class Prober:
         while True:
             head, end, body = data.partition(b"\r\n\r\n")
             lengths = [line[15:] for line in head.split(b"\r\n") if line[:15].lower() == b"content-length:"]
-            if end and lengths and len(body) >= int(lengths[0]):
+            if end and (len(body) >= int(lengths[0]) if lengths else body.endswith(b"0\r\n\r\n")):
                 return
             more = connection.recv(READ_BYTES)
             if not more:
