@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-zoo test-measure check bench bench-serve bench-kernels fmt demo weights image minikube-up minikube-down clean
+.PHONY: help build test test-zoo test-measure check bench bench-serve bench-kernels bench-proxy chaos fmt demo weights image minikube-up minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -50,6 +50,9 @@ bench: ## Time this engine and every peer in turn, print the table (BENCH_ARGS="
 bench-serve: ## The same for the service: requests a second within the promise (BENCH_ARGS="--seconds 20")
 	@CARGO="$(CARGO)" python3 benches/peers/bench_serve.py $(BENCH_ARGS)
 
+bench-proxy: $(if $(ELASTIC),,build) ## The dispatcher as a proxy, beside nginx and HAProxy (BENCH_ARGS="--rounds 9"; see benches/proxy/README.md)
+	@python3 benches/proxy/bench.py $(BENCH_ARGS)
+
 # Pinned to the last core that this shell may use: a thread that moves finds its caches cold.
 bench-kernels: ## Time every kernel alone and print its share of an inference and of the peak (BENCH_ARGS="int8/project")
 	@$(CARGO) bench --locked --features measure --bench kernels --no-run
@@ -65,6 +68,9 @@ fmt: ## Format the sources
 demo: build ## Start everything on this machine, replay workload.txt, judge the promise (see scripts/demo.sh)
 	@$(MAKE) --no-print-directory weights || true
 	scripts/demo.sh
+
+chaos: $(if $(ELASTIC),,build) ## Kill, hang, overload and more, under load; what clients feel of it (CHAOS_ARGS="--only kill"; see docs/reliability.md)
+	@python3 scripts/chaos/chaos.py $(CHAOS_ARGS)
 
 weights: build ## Put MobileNetV2's weights into weights/, from ELASTIC_WEIGHTS_DIR, ../shared/weights or the web
 	@env -u ELASTIC_WEIGHTS_DIR target/release/elastic weights fetch --dir weights \
