@@ -14,10 +14,19 @@ use crate::net::wire::DEADLINE_HEADER;
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// A body that is arriving.
+pub(super) trait Arriving:
+    http_body::Body<Data = Bytes, Error: Send> + Send + Unpin + 'static
+{
+}
+
+impl<B: http_body::Body<Data = Bytes, Error: Send> + Send + Unpin + 'static> Arriving for B {}
 
 /// What is handed on, as often as it takes.
 pub(super) struct Forwarded {
@@ -74,7 +83,10 @@ impl Drop for Account<'_> {
 }
 
 /// Handles a request that takes a replica's slot.
-pub(super) async fn infer(Shared(state): Shared<Arc<State>>, request: Request) -> Response {
+pub(super) async fn infer<B: Arriving>(
+    Shared(state): Shared<Arc<State>>,
+    request: http::Request<B>,
+) -> Response {
     // What cannot be read is no work for the replicas: a client that dawdles must not look like a slow fleet.
     let forwarded = match receive(&state, request).await {
         Ok(forwarded) => forwarded,
@@ -131,7 +143,7 @@ pub(super) async fn ask(Shared(state): Shared<Arc<State>>, request: Request) -> 
 }
 
 /// Reads the whole request.
-async fn receive(state: &State, request: Request) -> Result<Forwarded, ApiError> {
+async fn receive<B: Arriving>(state: &State, request: http::Request<B>) -> Result<Forwarded, ApiError> {
     let head_at = Instant::now();
     let settings = &state.config.settings;
     let (mut head, body) = request.into_parts();

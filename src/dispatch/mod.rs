@@ -172,7 +172,7 @@ pub async fn serve(
     }
     tasks.spawn(probe::watch(Arc::clone(&state), background.clone()));
     tasks.spawn(reporter.run(pool, background.clone()));
-    serve::serve(listener, routes::router(state), limits, shutdown).await;
+    serve::serve_with(listener, routes::Door::new(state), limits, shutdown).await;
     background.drain();
     tasks.join_all().await;
     Ok(())

@@ -9,13 +9,51 @@ use axum::Router;
 use axum::extract::{Path, Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use http::Method;
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
-pub(super) fn router(state: Arc<State>) -> Router {
+/// The front door as a service: the path that nearly every request takes does without the router, which would cost
+/// as much as all the rest of this crate does with a request.
+#[derive(Clone)]
+pub(super) struct Door {
+    state: Arc<State>,
+    router: TowerToHyperService<Router>,
+}
+
+impl Door {
+    pub(super) fn new(state: Arc<State>) -> Self {
+        Self { router: TowerToHyperService::new(router(Arc::clone(&state))), state }
+    }
+}
+
+impl Service<http::Request<Incoming>> for Door {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+        if request.uri().path() == PREDICT && request.method() == Method::POST {
+            let state = Arc::clone(&self.state);
+            return Box::pin(async move { Ok(infer(Shared(state), request).await) });
+        }
+        let answer = self.router.call(request);
+        Box::pin(answer)
+    }
+}
+
+const PREDICT: &str = "/predict";
+
+fn router(state: Arc<State>) -> Router {
     let inference = post(infer);
     let question = get(ask);
     Router::new()
-        .route("/predict", inference.clone())
+        .route(PREDICT, inference.clone())
         // Open Inference Protocol V2
         .route("/v2", question.clone())
         .route("/v2/health/live", get(|| async {}))

@@ -10,20 +10,26 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const CONNECTIONS_MAX: u32 = 16_384;
 const STREAMS_MAX: u32 = 250;
+/// Connections that the kernel holds before they are accepted: a burst of new clients must not wait for their second
+/// SYN. The kernel cuts it to its own limit (net.core.somaxconn).
+const BACKLOG: u32 = 4096;
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4); no HTTP/1.1 method does.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Largest head of a request, bytes.
@@ -87,9 +93,27 @@ pub fn raise_open_files_limit() {
 
 /// Binds `host:port`; port 0 takes a free one.
 pub async fn bind(host: &str, port: u16) -> anyhow::Result<TcpListener> {
-    TcpListener::bind((host, port)).await.with_context(|| {
+    let listener = async {
+        let mut refused = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+        for address in tokio::net::lookup_host((host, port)).await? {
+            match listen(address) {
+                Ok(listener) => return Ok(listener),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    };
+    listener.await.with_context(|| {
         format!("cannot listen on {host}:{port}; is another process using the port? --port picks another")
     })
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart need not wait for the connections of before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The URL under which a listener can be reached from this machine.
@@ -106,6 +130,20 @@ pub fn local_url(listener: &TcpListener) -> std::io::Result<String> {
 
 /// Serves `router` until `shutdown` drains, then finishes the answers under way within `drain_timeout`.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: Shutdown) {
+    serve_with(listener, TowerToHyperService::new(router), limits, shutdown).await;
+}
+
+/// What answers requests; a router is one.
+pub trait Answers: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> {}
+
+impl<S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>> Answers for S {}
+
+/// [`serve`] for what is no router.
+pub async fn serve_with<S>(listener: TcpListener, service: S, limits: Limits, shutdown: Shutdown)
+where
+    S: Answers + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
     let slots = Arc::new(Semaphore::new(limits.connections_max as usize));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -125,7 +163,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
             }
         };
         let _ = stream.set_nodelay(true);
-        let (router, watcher) = (router.clone(), graceful.watcher());
+        let (service, watcher) = (service.clone(), graceful.watcher());
         let waiting_ends = shutdown.drained();
         connections.spawn(async move {
             // One that says nothing costs no more than its socket.
@@ -134,10 +172,11 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
                 () = waiting_ends => return,
             };
             if let Ok(Ok(is_http2)) = is_http2 {
+                // Boxed, so that a connection that says nothing stays small.
                 let ended = if is_http2 {
-                    http2(stream, router, &limits, watcher).await
+                    Box::pin(http2(stream, service, &limits, watcher)).await
                 } else {
-                    http1(stream, router, &limits, watcher).await
+                    Box::pin(http1(stream, service, &limits, watcher)).await
                 };
                 if let Err(error) = ended {
                     tracing::debug!(%error, "connection ended early");
@@ -175,13 +214,25 @@ async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
     }
 }
 
-async fn http1(stream: TcpStream, router: Router, limits: &Limits, watcher: Watcher) -> hyper::Result<()> {
+async fn http1<S>(stream: TcpStream, service: S, limits: &Limits, watcher: Watcher) -> hyper::Result<()>
+where
+    S: Answers + Send,
+    S::Future: Send + 'static,
+{
     let mut server = hyper::server::conn::http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
-    watcher.watch(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))).await
+    server
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        // Answers are small: one copy costs less than a second buffer in the system call.
+        .writev(false);
+    watcher.watch(server.serve_connection(TokioIo::new(stream), service)).await
 }
 
-async fn http2(stream: TcpStream, router: Router, limits: &Limits, watcher: Watcher) -> hyper::Result<()> {
+async fn http2<S>(stream: TcpStream, service: S, limits: &Limits, watcher: Watcher) -> hyper::Result<()>
+where
+    S: Answers + Send,
+    S::Future: Send + 'static,
+{
     let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     server
         .timer(TokioTimer::new())
@@ -190,7 +241,7 @@ async fn http2(stream: TcpStream, router: Router, limits: &Limits, watcher: Watc
         // A client that is gone without a word is noticed by its silence.
         .keep_alive_interval(limits.header_timeout)
         .keep_alive_timeout(limits.header_timeout);
-    watcher.watch(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))).await
+    watcher.watch(server.serve_connection(TokioIo::new(stream), service)).await
 }
 
 async fn accept(
@@ -210,7 +261,10 @@ pub async fn read_body(body: Body, bytes_max: usize, timeout: Duration) -> Resul
 }
 
 /// [`read_body`] without joining the pieces, which copies them.
-pub async fn read_pieces(body: Body, bytes_max: usize, timeout: Duration) -> Result<Pieces, ApiError> {
+pub async fn read_pieces<B>(body: B, bytes_max: usize, timeout: Duration) -> Result<Pieces, ApiError>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
     let too_large =
         || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {bytes_max} bytes"));
     // A stated length over the limit is refused before a byte of it is read.

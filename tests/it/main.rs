@@ -4,6 +4,7 @@
 mod autoscale;
 mod cli;
 mod dispatch;
+mod failures;
 mod floors;
 mod kubernetes_scaler;
 mod load;
