@@ -8,7 +8,7 @@ use axum::extract::{DefaultBodyLimit, State as Shared};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
 
 const REGISTRATION_BYTES_MAX: usize = 4096;
@@ -31,9 +31,9 @@ pub(super) async fn readyz(Shared(state): Shared<Arc<State>>) -> Result<&'static
     Ok("ready")
 }
 
-pub(super) async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
+pub(super) async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
     let snapshot: Snapshot = state.pool.snapshot();
-    state.metrics.render(&snapshot)
+    state.metrics.render(&snapshot, &headers)
 }
 
 async fn list(Shared(state): Shared<Arc<State>>) -> Json<Vec<ReplicaStatus>> {

@@ -4,6 +4,7 @@
 use crate::net::metrics::{LATENCY_EDGES_S, registry, render};
 use crate::net::wire::{Outcome, ReplicaState, Report, Stats};
 use axum::response::Response;
+use http::HeaderMap;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -110,8 +111,8 @@ impl Exposition {
         }
     }
 
-    /// OpenMetrics text with the gauges of `stats`.
-    pub(super) fn render(&self, stats: &Stats) -> Response {
+    /// The text that `headers` ask for, with the gauges of `stats`.
+    pub(super) fn render(&self, stats: &Stats, headers: &HeaderMap) -> Response {
         self.in_flight.set(stats.in_flight.into());
         self.queue_depth.set(stats.queue_depth.into());
         self.slots.set(stats.slots.into());
@@ -124,7 +125,7 @@ impl Exposition {
         set(&self.p50, stats.p50_ms.map(|ms| ms / 1e3));
         set(&self.p99, stats.p99_ms.map(|ms| ms / 1e3));
         set(&self.report_age, stats.age_s);
-        render(&self.registry)
+        render(&self.registry, headers)
     }
 }
 

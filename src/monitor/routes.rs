@@ -19,7 +19,7 @@ use axum::extract::{Query, State as Extract};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -190,11 +190,11 @@ async fn decisions(Extract(shared): Extract<Arc<Shared>>) -> Result<Response, Ap
     shared.decisions.fetch().await.map(fresh)
 }
 
-async fn metrics(Extract(shared): Extract<Arc<Shared>>) -> Response {
+async fn metrics(Extract(shared): Extract<Arc<Shared>>, headers: HeaderMap) -> Response {
     let (mut state, now) = shared.lock();
     let current = state.stats(now, None);
     drop(state);
-    shared.exposition.render(&current)
+    shared.exposition.render(&current, &headers)
 }
 
 async fn healthz() -> &'static str {
