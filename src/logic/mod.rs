@@ -2,6 +2,7 @@
 pub mod arrivals;
 pub mod balance;
 pub mod batch;
+pub mod histogram;
 pub mod policy;
 pub mod queue;
 pub mod window;
