@@ -58,6 +58,8 @@ pub struct Update {
     pub cursor: String,
     /// Whether the reader's earlier points are of another life of the monitor, or it had none: forget them.
     pub anew: bool,
+    /// Seconds since the monitor's start.
+    pub now_s: f64,
     /// How far back points go, seconds.
     pub history_s: u64,
     /// Latency that is aimed at, milliseconds.
@@ -97,6 +99,7 @@ async fn update(shared: &Shared, cursor: &Cursor) -> (Update, Cursor) {
     let update = Update {
         cursor: next.to_string(),
         anew,
+        now_s: shared.started.elapsed().as_secs_f64(),
         history_s: shared.config.history_age.as_secs(),
         target_ms: shared.config.target_latency.as_secs_f64() * 1e3,
         promise_ms: shared.config.promise.as_secs_f64() * 1e3,

@@ -2,12 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
 mod autoscale;
+mod browser;
 mod cli;
 mod dispatch;
 mod floors;
 mod kubernetes_scaler;
 mod load;
 mod manifests;
+mod metrics;
+mod monitor;
+mod page;
 mod photos;
 mod serve_model;
 mod support;
