@@ -26,28 +26,27 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How far a reader has come: the life of the monitor that it knows, its last point, its last decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cursor {
-    started_unix_s: f64,
-    point_t_s: Option<u64>,
-    decided_unix_s: Option<f64>,
+    life: f64,
+    point: Option<u64>,
+    decided: Option<f64>,
 }
 
 impl Cursor {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('_');
         let known = |part: &str| (!part.is_empty()).then(|| part.to_owned());
-        let started_unix_s = parts.next()?.parse().ok()?;
-        let point_t_s = known(parts.next()?).map(|part| part.parse()).transpose().ok()?;
-        let decided_unix_s = known(parts.next()?).map(|part| part.parse()).transpose().ok()?;
-        parts.next().is_none().then_some(Self { started_unix_s, point_t_s, decided_unix_s })
+        let life = parts.next()?.parse().ok()?;
+        let point = known(parts.next()?).map(|part| part.parse()).transpose().ok()?;
+        let decided = known(parts.next()?).map(|part| part.parse()).transpose().ok()?;
+        parts.next().is_none().then_some(Self { life, point, decided })
     }
 }
 
 impl std::fmt::Display for Cursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let part = |part: Option<String>| part.unwrap_or_default();
-        let (point, decided) =
-            (self.point_t_s.map(|t| t.to_string()), self.decided_unix_s.map(|t| t.to_string()));
-        write!(f, "{}_{}_{}", self.started_unix_s, part(point), part(decided))
+        let (point, decided) = (self.point.map(|t| t.to_string()), self.decided.map(|t| t.to_string()));
+        write!(f, "{}_{}_{}", self.life, part(point), part(decided))
     }
 }
 
@@ -86,15 +85,15 @@ pub(super) struct AfterQuery {
 /// What is new after `cursor`, and the cursor that comes next.
 async fn update(shared: &Shared, cursor: &Cursor) -> (Update, Cursor) {
     let told = shared.decisions.latest().await;
-    let started_unix_s = shared.started_unix.as_secs_f64();
-    let anew = (cursor.started_unix_s - started_unix_s).abs() > 1e-3;
-    let cursor = if anew { Cursor { started_unix_s, ..Cursor::default() } } else { *cursor };
-    let (points, stats) = shared.points_and_stats(cursor.point_t_s);
-    let decisions = told.after(cursor.decided_unix_s.unwrap_or(f64::NEG_INFINITY), shared.started);
+    let life = shared.started_unix.as_secs_f64();
+    let anew = (cursor.life - life).abs() > 1e-3;
+    let cursor = if anew { Cursor { life, ..Cursor::default() } } else { *cursor };
+    let (points, stats) = shared.points_and_stats(cursor.point);
+    let decisions = told.after(cursor.decided.unwrap_or(f64::NEG_INFINITY), shared.started);
     let next = Cursor {
-        started_unix_s,
-        point_t_s: points.last().map(|point| point.t_s).or(cursor.point_t_s),
-        decided_unix_s: decisions.last().map(|decided| decided.at_unix_s).or(cursor.decided_unix_s),
+        life,
+        point: points.last().map(|point| point.t_s).or(cursor.point),
+        decided: decisions.last().map(|decided| decided.at_unix_s).or(cursor.decided),
     };
     let update = Update {
         cursor: next.to_string(),
@@ -264,8 +263,8 @@ mod tests {
     #[test]
     fn cursors_read_as_they_were_written() {
         for cursor in [
-            Cursor { started_unix_s: 1_764_159_629.123_456, point_t_s: Some(12), decided_unix_s: Some(1.5) },
-            Cursor { started_unix_s: 2.0, point_t_s: None, decided_unix_s: None },
+            Cursor { life: 1_764_159_629.123_456, point: Some(12), decided: Some(1.5) },
+            Cursor { life: 2.0, point: None, decided: None },
         ] {
             assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
         }

@@ -108,6 +108,14 @@ impl Browser {
         self.call("Input.dispatchMouseEvent", json!({"type": "mouseMoved", "x": x, "y": y})).await;
     }
 
+    /// Taps a place in the window with a finger.
+    pub(crate) async fn tap(&mut self, x: f64, y: f64) {
+        self.call("Emulation.setTouchEmulationEnabled", json!({"enabled": true})).await;
+        let touch = |kind: &str, points: Value| json!({"type": kind, "touchPoints": points});
+        self.call("Input.dispatchTouchEvent", touch("touchStart", json!([{"x": x, "y": y}]))).await;
+        self.call("Input.dispatchTouchEvent", touch("touchEnd", json!([]))).await;
+    }
+
     /// Writes a picture of the window.
     pub(crate) async fn shoot(&mut self, file: &Path) {
         let answer = self.call("Page.captureScreenshot", json!({})).await;

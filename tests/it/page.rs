@@ -208,14 +208,21 @@ async fn the_page_shows_what_the_monitor_knows() {
     keep(&mut browser, "desktop").await;
 
     // Pointing at a decision tells it, and the figures of that second.
-    let x = browser.value("document.getElementById('axis').getBoundingClientRect().left + plot('axis', 1, []).x(marks()[2].t_s)").await;
-    let y = browser.value("document.getElementById('axis').getBoundingClientRect().top + 11").await;
-    browser.point(x.as_f64().unwrap(), y.as_f64().unwrap()).await;
+    let (x, y) = on_axis(&mut browser, 2).await;
+    browser.point(x, y).await;
     browser.until("!document.getElementById('tip').hidden").await;
     assert!(browser.text("tip").await.contains("p99 655 ms is over the target"));
     assert_eq!(browser.text("k-shed").await, "6");
     keep(&mut browser, "pointed").await;
     assert_eq!(browser.complaints, Vec::<String>::new());
+}
+
+/// Where the mark of a decision is in the window.
+async fn on_axis(browser: &mut Browser, number: usize) -> (f64, f64) {
+    let box_of_axis = "document.getElementById('axis').getBoundingClientRect()";
+    let x = format!("{box_of_axis}.left + plot('axis', 1, []).x(marks()[{number}].t_s)");
+    let (x, y) = (browser.value(&x).await, browser.value(&format!("{box_of_axis}.top + 11")).await);
+    (x.as_f64().unwrap(), y.as_f64().unwrap())
 }
 
 /// Whether a canvas has a point in one of the page's colours.
@@ -243,7 +250,14 @@ async fn the_page_fits_a_phone_and_asks_where_events_do_not_come_through() {
         true
     );
     assert_eq!(browser.value("document.documentElement.scrollWidth <= window.innerWidth").await, true);
+    // A finger that is lifted leaves the words there, and another tap elsewhere takes them away.
+    let (x, y) = on_axis(&mut browser, 3).await;
+    browser.tap(x, y).await;
+    browser.until("!document.getElementById('tip').hidden").await;
+    assert!(browser.text("tip").await.contains("61 % of the slots busy"));
     keep(&mut browser, "phone").await;
+    browser.tap(5.0, 5.0).await;
+    browser.until("document.getElementById('tip').hidden").await;
     drop(reader);
 }
 
