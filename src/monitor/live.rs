@@ -26,8 +26,11 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How far a reader has come: the life of the monitor that it knows, its last point, its last decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cursor {
+    /// When the monitor started, seconds since the Unix epoch.
     life: f64,
+    /// The last point's second.
     point: Option<u64>,
+    /// The last decision's time, seconds since the Unix epoch.
     decided: Option<f64>,
 }
 
@@ -35,7 +38,7 @@ impl Cursor {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('_');
         let known = |part: &str| (!part.is_empty()).then(|| part.to_owned());
-        let life = parts.next()?.parse().ok()?;
+        let life = parts.next()?.parse().ok().filter(|life: &f64| life.is_finite())?;
         let point = known(parts.next()?).map(|part| part.parse()).transpose().ok()?;
         let decided = known(parts.next()?).map(|part| part.parse()).transpose().ok()?;
         parts.next().is_none().then_some(Self { life, point, decided })
@@ -268,7 +271,7 @@ mod tests {
         ] {
             assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
         }
-        for wrong in ["", "1", "1_2", "x__", "1_x_", "1_2_3_4", "1_-2_3"] {
+        for wrong in ["", "NaN__", "inf__", "1", "1_2", "x__", "1_x_", "1_2_3_4", "1_-2_3"] {
             assert_eq!(Cursor::parse(wrong), None, "{wrong}");
         }
     }

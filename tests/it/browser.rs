@@ -1,4 +1,4 @@
-//! Chromium without a window, driven over its DevTools protocol: messages of JSON on a pipe, each ended by a zero.
+//! Chromium without a window, driven over its `DevTools` protocol: messages of JSON on a pipe, each ended by a zero.
 use base64::Engine as _;
 use serde_json::{Value, json};
 use std::path::Path;

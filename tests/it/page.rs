@@ -28,7 +28,6 @@ fn fleet(second: u64) -> (usize, ReplicaState) {
         0..10 => (1, ReplicaState::Starting),
         10..120 => (1, ReplicaState::Ready),
         120..126 => (2, ReplicaState::Starting),
-        126..312 => (2, ReplicaState::Ready),
         312..318 => (3, ReplicaState::Starting),
         318..520 => (3, ReplicaState::Ready),
         520..530 => (3, ReplicaState::Draining),

@@ -61,6 +61,7 @@ pub(crate) fn client() -> reqwest::Client {
 
 /// Where a program that only some tests need is installed. Without it the test is left out, unless
 /// `ELASTIC_TEST_REQUIRE`, a list of names, says that it must be there: so that it is never left out unnoticed.
+#[allow(clippy::disallowed_methods)] // where programs are is the environment's business
 pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file());
