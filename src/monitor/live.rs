@@ -177,6 +177,8 @@ async fn next_event(
         update(shared, cursor).await
     };
     let (update, next) = tokio::select! {
+        // A reader that comes while the monitor drains gets nothing, whichever is ready first.
+        biased;
         () = shared.shutdown.drained() => return None,
         update = ticked => update,
     };

@@ -244,7 +244,7 @@ fn with_summary(stats: Stats, summary: &Summary) -> Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::wire::{ReplicaState, ReplicaStatus};
+    use crate::net::wire::{ReplicaState, ReplicaStatus, TimingMs};
 
     fn at_s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -343,7 +343,12 @@ mod tests {
         let nameless = Report { source: String::new(), ..report(1, vec![]) };
         let negative = report(1, vec![ended(Outcome::Ok, 1.0), ended(Outcome::Ok, -1.0)]);
         let infinite = report(1, vec![ended(Outcome::Ok, f64::INFINITY)]);
-        for wrong in [nameless, negative, infinite, with_replicas(1, &["a", "b", "c"])] {
+        let mut waited = report(1, vec![ended(Outcome::Ok, 1.0)]);
+        waited.ended[0].waited_ms = Some(-0.1);
+        let mut stages = with_replicas(1, &["a"]);
+        stages.replicas[0].stages_ms = Some(TimingMs { infer: f64::NAN, ..TimingMs::default() });
+        let crowded = with_replicas(1, &["a", "b", "c"]);
+        for wrong in [nameless, negative, infinite, waited, stages, crowded] {
             let refused = state.record(at_s(1), &wrong);
             assert!(matches!(refused, Err(ReportError::Invalid(_))), "{refused:?}");
         }

@@ -394,10 +394,13 @@ async function poll() {
 }
 
 setInterval(() => {
+  // Browsers open few connections to one place: pages that nobody looks at leave theirs to the others.
+  if (document.hidden && source) { source.close(); source = null; }
   if (streaming()) { show(); return; }
   poll();
-  if (performance.now() - triedAt > RETRY_MS) follow();
+  if (!document.hidden && performance.now() - triedAt > RETRY_MS) follow();
 }, 1000);
+document.addEventListener('visibilitychange', () => { if (!document.hidden && !source) follow(); });
 
 for (const id of PLOTS) {
   const point = event => { hoverX = Math.max(event.offsetX, GUTTER); draw(); };
