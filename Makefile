@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-zoo test-measure check bench bench-serve bench-kernels bench-proxy chaos fmt demo weights image minikube-up minikube-down clean
+.PHONY: help build test test-page test-metrics test-zoo test-measure check bench bench-serve bench-kernels bench-proxy chaos fmt demo weights image minikube-up minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -25,6 +25,12 @@ test: ## Formatting, clippy, docs and every test
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	$(CARGO) test --locked
+
+test-page: ## The live page in headless Chromium, which must be installed (SHOTS=FOLDER keeps pictures of it)
+	ELASTIC_TEST_REQUIRE=chromium $(if $(SHOTS),ELASTIC_TEST_SHOTS="$(abspath $(SHOTS))") $(CARGO) test --locked --test it page::
+
+test-metrics: ## Every mode's /metrics through promtool, which must be installed (Debian's package prometheus)
+	ELASTIC_TEST_REQUIRE=promtool $(CARGO) test --locked --test it metrics::
 
 test-zoo: ## The feature `zoo`: clippy, docs and tests of the other networks
 	$(CARGO) clippy --locked --all-targets --features zoo -- -D warnings

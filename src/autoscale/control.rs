@@ -83,8 +83,8 @@ impl Journal {
         Decisions { policy: self.policy, decisions: aged.collect() }
     }
 
-    pub(super) fn metrics(&self) -> axum::response::Response {
-        render(&self.registry)
+    pub(super) fn metrics(&self, headers: &http::HeaderMap) -> axum::response::Response {
+        render(&self.registry, headers)
     }
 }
 

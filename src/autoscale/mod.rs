@@ -252,6 +252,6 @@ async fn replicas(Shared(state): Shared<Arc<State>>) -> Json<Vec<Replica>> {
     Json(state.scaler.replicas())
 }
 
-async fn metrics(Shared(state): Shared<Arc<State>>) -> axum::response::Response {
-    state.journal.metrics()
+async fn metrics(Shared(state): Shared<Arc<State>>, headers: http::HeaderMap) -> axum::response::Response {
+    state.journal.metrics(&headers)
 }

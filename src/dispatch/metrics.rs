@@ -4,6 +4,7 @@ use super::wire::Ended;
 use crate::logic::queue::Refusal;
 use crate::net::metrics::{LATENCY_EDGES_S, registry, render};
 use axum::response::Response;
+use http::HeaderMap;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -102,10 +103,10 @@ impl Metrics {
         self.lost.inc_by(outcomes);
     }
 
-    pub(super) fn render(&self, pool: &Snapshot) -> Response {
+    pub(super) fn render(&self, pool: &Snapshot, headers: &HeaderMap) -> Response {
         self.in_flight.set(i64::from(pool.in_flight));
         self.waiting.set(i64::from(pool.waiting));
         self.slots.set(i64::from(pool.slots));
-        render(&self.registry)
+        render(&self.registry, headers)
     }
 }

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::{Path, Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use http::Method;
+use http::{HeaderMap, Method};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -98,6 +98,6 @@ async fn readyz(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiEr
     Ok("ready")
 }
 
-async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    state.metrics.render(&state.pool.snapshot())
+async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
+    state.metrics.render(&state.pool.snapshot(), &headers)
 }

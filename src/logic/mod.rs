@@ -4,6 +4,7 @@ pub mod balance;
 pub mod batch;
 pub mod budget;
 pub mod health;
+pub mod histogram;
 pub mod policy;
 pub mod queue;
 pub mod service;

@@ -506,8 +506,8 @@ impl Queue {
     /// When a request with so many ahead of it in its line is expected to be answered; nothing where no
     /// answer was seen yet or no slot is usable.
     ///
-    /// With a service time of m and slots that are free at f₁ ≤ … ≤ f_c, all within m, the k-th in line starts at
-    /// f_(k mod c) + ⌊k/c⌋·m. The service times on its way are taken as independent.
+    /// With a service time of m and slots that are free at `f₁ ≤ … ≤ f_c`, all within m, the k-th in line starts
+    /// at `f_(k mod c) + ⌊k/c⌋·m`. The service times on its way are taken as independent.
     fn ends_at(&self, frees: &[Duration], ahead: usize, deviations: f64) -> Option<Duration> {
         let Estimate { mean, deviation } = self.estimate()?;
         let turns = (ahead / frees.len().max(1)) as u32;

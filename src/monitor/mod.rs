@@ -1,21 +1,25 @@
-//! Keeps a rolling window of latencies; serves `/stats`, `/history`, `/metrics` and the live page.
+//! Keeps a rolling window of latencies and a histogram of each second; serves `/stats`, `/history`, `/events`,
+//! `/metrics` and the live page.
 //!
 //! Dispatchers post reports; everything else is read. In reading order: [`Args`] become a [`Config`], `state`
 //! is the memory (`sources`, `rates`, `history` are its parts), `routes` speaks HTTP, `exposition` is
-//! `/metrics`, `page` the live page and `decisions` its view of the autoscaler.
+//! `/metrics`, `page` the live page, `live` what it draws from and `decisions` its view of the autoscaler.
 //!
 //! **Invariant**: memory is bounded by the configuration, whatever is posted; what is not known reads as
 //! `null`, never as 0.
 mod decisions;
 mod exposition;
 mod history;
+mod live;
 mod page;
 mod rates;
 mod routes;
 mod sources;
 mod state;
 
+pub use decisions::Decided;
 pub use history::Point;
+pub use live::Update;
 pub use routes::{History, Taken};
 
 use crate::net::serve::{self, Limits, duration};
@@ -57,12 +61,13 @@ pub struct Config {
     /// Latency that is aimed at; a line on the live page
     #[arg(long, env = "ELASTIC_TARGET_LATENCY", default_value = "330ms", value_parser = duration, value_name = "TIME")]
     pub target_latency: Duration,
-    /// How far back the history on the live page goes
+    /// How far back `recent` in /stats looks, unless it is asked for more or less
+    #[arg(long, env = "ELASTIC_RECENT", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub recent: Duration,
+    /// How far back a histogram of each second is kept: for /stats?since=, /history and the live page; each
+    /// second takes 2 kB at 200 requests a second, and at most 49 kB
     #[arg(long, env = "ELASTIC_HISTORY_AGE", default_value = "10m", value_parser = duration, value_name = "TIME")]
     pub history_age: Duration,
-    /// Latencies kept of each second for its percentiles in the history; beyond it only the latest count
-    #[arg(long, env = "ELASTIC_SECOND_SAMPLES_MAX", default_value_t = 10_000, value_name = "N")]
-    pub second_samples_max: usize,
     /// Dispatchers that may report at once
     #[arg(long, env = "ELASTIC_SOURCES_MAX", default_value_t = 64, value_name = "N")]
     pub sources_max: usize,
@@ -87,6 +92,15 @@ pub struct Config {
     /// Size of the autoscaler's answer, bytes
     #[arg(long, env = "ELASTIC_DECISIONS_BYTES_MAX", default_value_t = 1024 * 1024, value_name = "BYTES")]
     pub decisions_bytes_max: usize,
+    /// Least time between two questions to the autoscaler, however many pages are open
+    #[arg(long, env = "ELASTIC_DECISIONS_INTERVAL", default_value = "900ms", value_parser = duration, value_name = "TIME")]
+    pub decisions_interval: Duration,
+    /// Readers that may follow /events at once; every open live page is one
+    #[arg(long, env = "ELASTIC_SUBSCRIBERS_MAX", default_value_t = 64, value_name = "N")]
+    pub subscribers_max: usize,
+    /// Time after which a reader of /events that takes nothing makes room for another
+    #[arg(long, env = "ELASTIC_SUBSCRIBER_SILENCE_MAX", default_value = "30s", value_parser = duration, value_name = "TIME")]
+    pub subscriber_silence_max: Duration,
     /// Limits on connections.
     #[command(flatten)]
     pub limits: Limits,
@@ -99,8 +113,8 @@ impl Default for Config {
             window_age: Duration::from_mins(10),
             promise: Duration::from_millis(500),
             target_latency: Duration::from_millis(330),
+            recent: Duration::from_secs(10),
             history_age: Duration::from_mins(10),
-            second_samples_max: 10_000,
             sources_max: 64,
             source_age: Duration::from_secs(10),
             replicas_max: 1000,
@@ -109,6 +123,9 @@ impl Default for Config {
             decisions: None,
             decisions_timeout: Duration::from_secs(1),
             decisions_bytes_max: 1024 * 1024,
+            decisions_interval: Duration::from_millis(900),
+            subscribers_max: 64,
+            subscriber_silence_max: Duration::from_secs(30),
             limits: Limits::default(),
         }
     }
@@ -119,11 +136,11 @@ impl Config {
     pub fn check(self) -> anyhow::Result<Self> {
         let counts = [
             ("--window", self.window),
-            ("--second-samples-max", self.second_samples_max),
             ("--sources-max", self.sources_max),
             ("--replicas-max", self.replicas_max),
             ("--report-bytes-max", self.report_bytes_max),
             ("--decisions-bytes-max", self.decisions_bytes_max),
+            ("--subscribers-max", self.subscribers_max),
         ];
         for (flag, value) in counts {
             anyhow::ensure!(value > 0, "{flag} must be at least 1");
@@ -134,6 +151,7 @@ impl Config {
             ("--window-age", self.window_age),
             ("--promise", self.promise),
             ("--target-latency", self.target_latency),
+            ("--recent", self.recent),
             ("--source-age", self.source_age),
             ("--report-timeout", self.report_timeout),
             ("--decisions-timeout", self.decisions_timeout),
@@ -142,7 +160,8 @@ impl Config {
             anyhow::ensure!(!value.is_zero(), "{flag} must be longer than nothing");
         }
         let history_s = self.history_age.as_secs();
-        anyhow::ensure!((1..=86_400).contains(&history_s), "--history-age must be between 1s and 24h");
+        // An hour of the busiest seconds is 176 MB; beyond that a time series database does better.
+        anyhow::ensure!((1..=3600).contains(&history_s), "--history-age must be between 1s and 1h");
         if let Some(url) = &self.decisions {
             let spoken = matches!(url.scheme(), "http" | "https");
             anyhow::ensure!(spoken, "--decisions {url} must be an http or https address");

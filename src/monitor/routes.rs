@@ -5,8 +5,9 @@ use crate::monitor::Config;
 use crate::monitor::decisions::Decisions;
 use crate::monitor::exposition::Exposition;
 use crate::monitor::history::Point;
+use crate::monitor::live::{self, Subscribers};
 use crate::monitor::page;
-use crate::monitor::state::{ReportError, State};
+use crate::monitor::state::{AskedSince, Question, ReportError, State};
 use crate::net::clock::unix_time;
 use crate::net::error::{ApiError, method_not_allowed, not_found};
 use crate::net::serve::read_body;
@@ -19,7 +20,7 @@ use axum::extract::{Query, State as Extract};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,26 +29,30 @@ use tokio::time::Instant;
 /// What the handlers share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    config: Config,
-    started: Instant,
-    started_unix: Duration,
+    pub(super) config: Config,
+    pub(super) started: Instant,
+    pub(super) started_unix: Duration,
     state: Mutex<State>,
+    /// What was last told to the live pages, so that many of them cost no more than one.
+    told: Mutex<Option<Arc<Stats>>>,
     exposition: Exposition,
-    decisions: Decisions,
+    pub(super) decisions: Decisions,
+    pub(super) subscribers: Subscribers,
     page_policy: HeaderValue,
-    shutdown: Shutdown,
+    pub(super) shutdown: Shutdown,
 }
 
 impl Shared {
     /// An empty memory whose time starts now. `config` is checked already.
     pub(super) fn new(config: Config, shutdown: Shutdown) -> anyhow::Result<Self> {
-        let (timeout, bytes_max) = (config.decisions_timeout, config.decisions_bytes_max);
         Ok(Self {
             started: Instant::now(),
             started_unix: unix_time(),
             state: Mutex::new(State::new(&config)),
-            exposition: Exposition::new(),
-            decisions: Decisions::new(config.decisions.as_ref(), timeout, bytes_max)?,
+            told: Mutex::new(None),
+            exposition: Exposition::new(&config),
+            decisions: Decisions::new(&config)?,
+            subscribers: Subscribers::new(config.subscribers_max, config.subscriber_silence_max),
             page_policy: HeaderValue::try_from(page::policy()).context("the page's policy is no header")?,
             shutdown,
             config,
@@ -61,6 +66,27 @@ impl Shared {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         (state, self.started.elapsed())
     }
+
+    /// `GET /stats` at this moment.
+    fn stats(&self, question: &Question) -> Stats {
+        let (mut state, now) = self.lock();
+        let stats = state.stats(now, question);
+        drop(state);
+        Stats { started_unix_s: self.started_unix.as_secs_f64(), ..stats }
+    }
+
+    /// The points after a second, and stats that are at most half a second old.
+    pub(super) fn points_and_stats(&self, after: Option<u64>) -> (Vec<Point>, Stats) {
+        let (mut state, now) = self.lock();
+        let points = state.history(now, after);
+        drop(state);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = told.take().filter(|stats| now.as_secs_f64() - stats.now_s < 0.5);
+        let current = current.unwrap_or_else(|| Arc::new(self.stats(&Question::default())));
+        *told = Some(Arc::clone(&current));
+        drop(told);
+        (points, Stats::clone(&current))
+    }
 }
 
 /// Every route of the monitor.
@@ -70,6 +96,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/report", post(report))
         .route("/stats", get(stats))
         .route("/history", get(history))
+        .route("/events", get(live::events))
+        .route("/update", get(live::get_update))
         .route("/decisions", get(decisions))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
@@ -108,8 +136,12 @@ pub struct History {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StatsQuery {
-    /// Restricts the percentiles to the last so many seconds.
+    /// Restricts the window's percentiles, and `recent`, to the last so many seconds.
     seconds: Option<f64>,
+    /// Asks for everything since this time: `now_s` of an earlier answer.
+    since: Option<f64>,
+    /// `started_unix_s` of that answer: tells whether the monitor was started again since.
+    started_unix_s: Option<f64>,
 }
 
 /// Query of `GET /history`.
@@ -157,15 +189,18 @@ async fn stats(
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|error| unread(&error, "?seconds=10"))?;
     let wrong = || ApiError::bad_request("seconds must be a positive number, as in ?seconds=10");
-    let seconds = match query.seconds {
+    let recent = match query.seconds {
         None => None,
         Some(seconds) if seconds > 0.0 => Some(Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?),
         Some(_) => return Err(wrong()),
     };
-    let (mut state, now) = shared.lock();
-    let current: Stats = state.stats(now, seconds);
-    drop(state);
-    Ok(fresh(current))
+    let wrong = || ApiError::bad_request("since must be now_s of an earlier answer, as in ?since=61.25");
+    let at = query.since.map(|at_s| Duration::try_from_secs_f64(at_s).map_err(|_| wrong())).transpose()?;
+    // Both are printed and read as decimal numbers, which may cost the last bit.
+    let other = |told_s: f64| (told_s - shared.started_unix.as_secs_f64()).abs() > 1e-3;
+    let other_life = query.started_unix_s.is_some_and(other);
+    let since = at.map(|at| AskedSince { at, other_life });
+    Ok(fresh(shared.stats(&Question { recent, since })))
 }
 
 async fn history(
@@ -187,14 +222,12 @@ async fn history(
 }
 
 async fn decisions(Extract(shared): Extract<Arc<Shared>>) -> Result<Response, ApiError> {
-    shared.decisions.fetch().await.map(fresh)
+    shared.decisions.latest().await.answer.map(|answer| fresh(&*answer))
 }
 
-async fn metrics(Extract(shared): Extract<Arc<Shared>>) -> Response {
-    let (mut state, now) = shared.lock();
-    let current = state.stats(now, None);
-    drop(state);
-    shared.exposition.render(&current)
+async fn metrics(Extract(shared): Extract<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let current = shared.stats(&Question::default());
+    shared.exposition.render(&current, shared.subscribers.count(), &headers)
 }
 
 async fn healthz() -> &'static str {
@@ -209,14 +242,14 @@ async fn readyz(Extract(shared): Extract<Arc<Shared>>) -> Result<&'static str, A
 }
 
 /// A query that does not parse, with an example of one that does.
-fn unread(error: &QueryRejection, example: &str) -> ApiError {
+pub(super) fn unread(error: &QueryRejection, example: &str) -> ApiError {
     let text = error.body_text();
     let why = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
     ApiError::bad_request(format!("the query does not parse ({why}); write it as {example}"))
 }
 
 /// JSON that no cache may keep: it is old a moment later.
-fn fresh(body: impl Serialize) -> Response {
+pub(super) fn fresh(body: impl Serialize) -> Response {
     ([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(body)).into_response()
 }
 

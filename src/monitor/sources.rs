@@ -2,7 +2,7 @@
 //!
 //! **Invariant**: at most `limit` sources; of each only its latest report's gauges count, and those only
 //! while it is no older than `age_max`.
-use crate::net::wire::{ReplicaState, ReplicaStatus, Report};
+use crate::net::wire::{ReplicaState, ReplicaStatus, Report, TimingMs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -153,8 +153,24 @@ fn merge(known: &mut ReplicaStatus, seen: &ReplicaStatus) {
     }
     known.slots = known.slots.max(seen.slots);
     known.in_flight = known.in_flight.saturating_add(seen.in_flight);
+    known.stages_ms = match (known.stages_ms, seen.stages_ms) {
+        (Some(a), Some(b)) => Some(mean_stages((a, known.answered), (b, seen.answered))),
+        (a, b) => a.or(b),
+    };
     known.answered = known.answered.saturating_add(seen.answered);
-    known.stages_ms = known.stages_ms.or(seen.stages_ms);
+}
+
+/// The mean of what two dispatchers saw, each weighted by how many answers it had.
+fn mean_stages((a, a_answered): (TimingMs, u64), (b, b_answered): (TimingMs, u64)) -> TimingMs {
+    let (a_answered, b_answered) = (a_answered as f64, b_answered as f64);
+    let total = a_answered + b_answered;
+    let share = if total > 0.0 { b_answered / total } else { 0.5 };
+    let mean = |a: f64, b: f64| a + (b - a) * share;
+    TimingMs {
+        queue: mean(a.queue, b.queue),
+        decode: mean(a.decode, b.decode),
+        infer: mean(a.infer, b.infer),
+    }
 }
 
 #[cfg(test)]
@@ -209,6 +225,27 @@ mod tests {
         sources.admit(at_s(0), &report("b", 1, vec![replica("r", ReplicaState::Ready, 1)]));
         let totals = sources.totals(at_s(0));
         assert_eq!((totals.replicas[0].state, totals.slots), (ReplicaState::Ready, 2));
+    }
+
+    #[test]
+    fn the_time_of_a_shared_replica_is_weighted_by_answers() {
+        let stages = |ms: f64| Some(TimingMs { queue: ms, decode: 2.0 * ms, infer: 3.0 * ms });
+        let seen = |answered: u64, stages_ms: Option<TimingMs>| ReplicaStatus {
+            answered,
+            stages_ms,
+            ..replica("r", ReplicaState::Ready, 0)
+        };
+        let merged = |a: ReplicaStatus, b: ReplicaStatus| {
+            let mut sources = sources();
+            sources.admit(at_s(0), &report("a", 1, vec![a]));
+            sources.admit(at_s(0), &report("b", 1, vec![b]));
+            let known = sources.totals(at_s(0)).replicas.remove(0);
+            (known.answered, known.stages_ms)
+        };
+        assert_eq!(merged(seen(30, stages(10.0)), seen(10, stages(50.0))), (40, stages(20.0)));
+        assert_eq!(merged(seen(0, None), seen(10, stages(50.0))), (10, stages(50.0)));
+        assert_eq!(merged(seen(5, stages(8.0)), seen(7, None)), (12, stages(8.0)));
+        assert_eq!(merged(seen(0, stages(10.0)), seen(0, stages(20.0))), (0, stages(15.0)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::monitor::Config;
 use crate::monitor::history::{self, History, Point};
 use crate::monitor::rates::Rates;
 use crate::monitor::sources::{Admission, Sources};
-use crate::net::wire::{Ended, Outcome, Report, ServiceMs, Stats};
+use crate::net::wire::{Ended, Missing, Outcome, Report, ServiceMs, Since, Span, Stats};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -27,11 +27,30 @@ pub(super) enum ReportError {
     TooManySources(usize),
 }
 
+/// What a reader of [`State::stats`] wants to know.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Question {
+    /// Restricts window and recent seconds to the last so long.
+    pub(super) recent: Option<Duration>,
+    /// Asks for everything since a time.
+    pub(super) since: Option<AskedSince>,
+}
+
+/// A time since which everything is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AskedSince {
+    /// The time, since the monitor's start.
+    pub(super) at: Duration,
+    /// Whether it was counted from another start than this monitor's.
+    pub(super) other_life: bool,
+}
+
 /// The monitor's memory.
 #[derive(Debug)]
 pub(super) struct State {
     sources_max: usize,
     replicas_max: usize,
+    recent: Duration,
     window: Window,
     history: History,
     sources: Sources,
@@ -50,6 +69,7 @@ impl State {
         Self {
             sources_max: config.sources_max,
             replicas_max: config.replicas_max,
+            recent: config.recent,
             window: Window::new(window::Limits {
                 samples_max: config.window,
                 age_max: config.window_age,
@@ -57,7 +77,6 @@ impl State {
             }),
             history: History::new(history::Limits {
                 seconds_max: config.history_age.as_secs() as usize,
-                samples_max: config.second_samples_max,
                 promise_ms,
             }),
             sources: Sources::new(config.sources_max, config.source_age),
@@ -96,13 +115,16 @@ impl State {
         Ok(true)
     }
 
-    /// `GET /stats`; with `seconds`, the percentiles are over the latencies of the last so many seconds.
-    pub(super) fn stats(&mut self, now: Duration, seconds: Option<Duration>) -> Stats {
+    /// `GET /stats`, but for the time at which the monitor started.
+    pub(super) fn stats(&mut self, now: Duration, question: &Question) -> Stats {
         self.advance(now);
-        let age_max = seconds.unwrap_or(Duration::MAX);
+        let age_max = question.recent.unwrap_or(Duration::MAX);
+        let recent =
+            self.history.span(now, now.saturating_sub(question.recent.unwrap_or(self.recent)).as_secs());
         let totals = self.sources.totals(now);
         let (arrival_rps, throughput_rps) = self.rates.per_second(now);
         let stats = Stats {
+            now_s: now.as_secs_f64(),
             age_s: self.sources.age(now).map(|age| age.as_secs_f64()),
             arrival_rps,
             throughput_rps,
@@ -114,11 +136,32 @@ impl State {
             replicas: totals.replicas,
             epoch: self.epoch,
             lost: self.lost,
+            recent: Some(recent).filter(|span: &Span| span.samples > 0 || span.arrivals > 0),
+            since: question.since.map(|asked| self.since(now, asked)),
             ..Stats::default()
         };
         let Some(summary) = self.window.recent(now, age_max) else { return stats };
         let window_s = self.window.oldest_age(now, age_max).map(|age| age.as_secs_f64());
         with_summary(Stats { window_s, ..stats }, &summary)
+    }
+
+    /// Everything since a time; [`State::advance`] comes first.
+    fn since(&self, now: Duration, asked: AskedSince) -> Since {
+        // A time to come can only have been told by another life of the monitor.
+        let other_life = asked.other_life || asked.at > now;
+        let from_s = if other_life { 0 } else { asked.at.as_secs() };
+        let missing = match (other_life, from_s < self.history.oldest_s()) {
+            (true, _) => Some(Missing::Restart),
+            (false, true) => Some(Missing::Horizon),
+            (false, false) => None,
+        };
+        Since {
+            asked_s: asked.at.as_secs_f64(),
+            complete: missing.is_none(),
+            missing,
+            span: self.history.span(now, from_s),
+            worst: self.history.worst(from_s),
+        }
     }
 
     /// The points of the seconds after `since`, or all of them, oldest first.
@@ -157,11 +200,18 @@ impl State {
             return invalid(format!("a replica's url of {} bytes is too long", replica.url.len()));
         }
         let possible = |ms: f64| ms.is_finite() && ms >= 0.0;
-        let wrong = |ended: &Ended| !possible(ended.latency_ms) || !ended.service_ms.is_none_or(possible);
+        let wrong = |ended: &Ended| {
+            let others = [ended.service_ms, ended.waited_ms];
+            !possible(ended.latency_ms) || !others.into_iter().flatten().all(possible)
+        };
         if let Some(at) = report.ended.iter().position(wrong) {
             return invalid(format!(
-                "ended[{at}]: latency_ms and service_ms must be finite and not negative"
+                "ended[{at}]: latency_ms, waited_ms and service_ms must be finite and not negative"
             ));
+        }
+        let mut stages = report.replicas.iter().filter_map(|replica| replica.stages_ms);
+        if !stages.all(|stages| [stages.queue, stages.decode, stages.infer].into_iter().all(possible)) {
+            return invalid("a replica's stages_ms must be finite and not negative".to_owned());
         }
         Ok(())
     }
@@ -194,10 +244,19 @@ fn with_summary(stats: Stats, summary: &Summary) -> Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::wire::{ReplicaState, ReplicaStatus};
+    use crate::net::wire::{ReplicaState, ReplicaStatus, TimingMs};
 
     fn at_s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    fn last_s(seconds: u64) -> Question {
+        Question { recent: Some(at_s(seconds)), since: None }
+    }
+
+    fn since_s(seconds: f64, other_life: bool) -> Question {
+        let at = Duration::from_secs_f64(seconds);
+        Question { recent: None, since: Some(AskedSince { at, other_life }) }
     }
 
     fn state() -> State {
@@ -228,10 +287,10 @@ mod tests {
     #[test]
     fn nothing_is_known_before_the_first_report_and_after_the_window_has_aged() {
         let mut state = state();
-        assert_eq!(state.stats(at_s(3), None), Stats::default());
+        assert_eq!(state.stats(at_s(3), &Question::default()), Stats { now_s: 3.0, ..Stats::default() });
         state.record(at_s(4), &report(1, vec![ended(Outcome::Ok, 20.0)])).unwrap();
-        assert_eq!(state.stats(at_s(5), None).p99_ms, Some(20.0));
-        let idle = state.stats(at_s(700), None);
+        assert_eq!(state.stats(at_s(5), &Question::default()).p99_ms, Some(20.0));
+        let idle = state.stats(at_s(700), &Question::default());
         assert_eq!((idle.samples, idle.p99_ms, idle.window_s, idle.arrival_rps), (0, None, None, None));
         assert_eq!(idle.age_s, Some(696.0));
     }
@@ -243,7 +302,7 @@ mod tests {
         requests.extend(vec![ended(Outcome::Shed, 0.2); 50]);
         requests.push(ended(Outcome::Aborted, 30.0));
         state.record(at_s(1), &report(1, requests)).unwrap();
-        let seen = state.stats(at_s(1), None);
+        let seen = state.stats(at_s(1), &Question::default());
         assert_eq!((seen.p90_ms, seen.p99_ms, seen.shed, seen.errors), (Some(500.0), Some(500.0), 50, 1));
         assert_eq!((seen.arrival_rps, seen.throughput_rps), (Some(101.0), Some(50.0)));
     }
@@ -257,25 +316,25 @@ mod tests {
         assert_eq!(state.record(at_s(2), &report(4, vec![ended(Outcome::Shed, 1.0)])), Ok(false));
         // A gap is no reason to refuse: the monitor may have missed reports, or been restarted.
         assert_eq!(state.record(at_s(3), &report(9, vec![ended(Outcome::Shed, 1.0)])), Ok(true));
-        let seen = state.stats(at_s(3), None);
+        let seen = state.stats(at_s(3), &Question::default());
         assert_eq!((seen.samples, seen.shed, seen.age_s), (2, 2, Some(0.0)));
     }
 
     #[test]
     fn the_epoch_follows_the_set_of_ready_replicas() {
         let mut state = state();
-        assert_eq!(state.stats(at_s(0), None).epoch, 0);
+        assert_eq!(state.stats(at_s(0), &Question::default()).epoch, 0);
         state.record(at_s(0), &with_replicas(1, &["a"])).unwrap();
         state.record(at_s(1), &with_replicas(2, &["a"])).unwrap();
-        assert_eq!(state.stats(at_s(1), None).epoch, 1);
+        assert_eq!(state.stats(at_s(1), &Question::default()).epoch, 1);
         state.record(at_s(2), &with_replicas(3, &["b"])).unwrap();
-        assert_eq!(state.stats(at_s(2), None).epoch, 2);
-        let silent = state.stats(at_s(13), None);
+        assert_eq!(state.stats(at_s(2), &Question::default()).epoch, 2);
+        let silent = state.stats(at_s(13), &Question::default());
         assert_eq!((silent.epoch, silent.slots, silent.replicas.len()), (3, 0, 0));
         // Gone and back again between two looks is two changes.
         state.record(at_s(14), &with_replicas(4, &["b"])).unwrap();
         state.record(at_s(40), &with_replicas(5, &["b"])).unwrap();
-        assert_eq!(state.stats(at_s(40), None).epoch, 6);
+        assert_eq!(state.stats(at_s(40), &Question::default()).epoch, 6);
     }
 
     #[test]
@@ -284,11 +343,16 @@ mod tests {
         let nameless = Report { source: String::new(), ..report(1, vec![]) };
         let negative = report(1, vec![ended(Outcome::Ok, 1.0), ended(Outcome::Ok, -1.0)]);
         let infinite = report(1, vec![ended(Outcome::Ok, f64::INFINITY)]);
-        for wrong in [nameless, negative, infinite, with_replicas(1, &["a", "b", "c"])] {
+        let mut waited = report(1, vec![ended(Outcome::Ok, 1.0)]);
+        waited.ended[0].waited_ms = Some(-0.1);
+        let mut stages = with_replicas(1, &["a"]);
+        stages.replicas[0].stages_ms = Some(TimingMs { infer: f64::NAN, ..TimingMs::default() });
+        let crowded = with_replicas(1, &["a", "b", "c"]);
+        for wrong in [nameless, negative, infinite, waited, stages, crowded] {
             let refused = state.record(at_s(1), &wrong);
             assert!(matches!(refused, Err(ReportError::Invalid(_))), "{refused:?}");
         }
-        assert_eq!(state.stats(at_s(1), None), Stats::default());
+        assert_eq!(state.stats(at_s(1), &Question::default()), Stats { now_s: 1.0, ..Stats::default() });
     }
 
     #[test]
@@ -305,10 +369,67 @@ mod tests {
         let mut state = state();
         state.record(at_s(1), &report(1, vec![ended(Outcome::Ok, 900.0)])).unwrap();
         state.record(at_s(9), &report(2, vec![ended(Outcome::Ok, 10.0)])).unwrap();
-        let all = state.stats(at_s(10), None);
-        let recent = state.stats(at_s(10), Some(at_s(5)));
+        let all = state.stats(at_s(10), &Question::default());
+        let recent = state.stats(at_s(10), &last_s(5));
         assert_eq!((all.p99_ms, all.window_s), (Some(900.0), Some(9.0)));
         assert_eq!((recent.p99_ms, recent.samples, recent.window_s), (Some(10.0), 1, Some(1.0)));
-        assert_eq!(state.stats(at_s(20), Some(at_s(5))).p99_ms, None);
+        assert_eq!(state.stats(at_s(20), &last_s(5)).p99_ms, None);
+    }
+
+    #[test]
+    fn the_histograms_reach_back_further_than_the_window() {
+        let mut state = State::new(&Config { window: 10, ..Config::default() });
+        for second in 0..20 {
+            let slow = if second == 12 { 800.0 } else { 20.0 };
+            let ended = [vec![ended(Outcome::Ok, slow)], vec![ended(Outcome::Ok, 10.0); 99]].concat();
+            state.record(at_s(second), &report(second + 1, ended)).unwrap();
+        }
+        let seen = state.stats(at_s(20), &Question::default());
+        assert_eq!((seen.samples, seen.max_ms), (10, Some(10.0)));
+        let recent = seen.recent.unwrap();
+        assert_eq!((recent.from_s, recent.seconds, recent.samples), (10, 10.0, 1000));
+        assert_eq!((recent.max_ms, recent.over_promise), (Some(800.0), 1));
+        assert!(recent.p99_ms.is_some_and(|p99_ms| (10.0..10.1).contains(&p99_ms)), "{recent:?}");
+        assert!(recent.p99_ci_ms.is_some());
+        // The last seconds can be fewer, and are null when nothing happened in them.
+        assert_eq!(state.stats(at_s(20), &last_s(3)).recent.unwrap().samples, 300);
+        assert_eq!(state.stats(at_s(40), &Question::default()).recent, None);
+    }
+
+    #[test]
+    fn polls_in_a_row_miss_no_bad_second() {
+        let mut state = state();
+        state.record(Duration::from_millis(1200), &report(1, vec![ended(Outcome::Ok, 900.0)])).unwrap();
+        let first = state.stats(Duration::from_millis(1500), &Question::default());
+        // The bad second comes between two polls, and is long over at the later one.
+        state.record(Duration::from_millis(1700), &report(2, vec![ended(Outcome::Timeout, 2000.0)])).unwrap();
+        for second in 2..100 {
+            state.record(at_s(second), &report(second + 1, vec![ended(Outcome::Ok, 10.0); 50])).unwrap();
+        }
+        let since = state.stats(at_s(100), &since_s(first.now_s, false)).since.unwrap();
+        assert_eq!((since.asked_s, since.complete, since.missing), (1.5, true, None));
+        assert_eq!((since.span.from_s, since.span.seconds, since.span.samples), (1, 99.0, 4902));
+        let worst = since.worst.unwrap();
+        assert_eq!((worst.t_s, worst.p99_ms, worst.over_promise), (1, 2000.0, 2));
+        let later = state.stats(at_s(100), &since_s(2.0, false)).since.unwrap();
+        assert_eq!((later.span.max_ms, later.span.over_promise), (Some(10.0), 0));
+    }
+
+    #[test]
+    fn a_time_that_is_not_known_any_more_is_said_to_be_so() {
+        let mut state = state();
+        state.record(at_s(1), &report(1, vec![ended(Outcome::Ok, 900.0)])).unwrap();
+        let told = |state: &mut State, now_s: u64, question: Question| {
+            let since = state.stats(at_s(now_s), &question).since.unwrap();
+            (since.complete, since.missing, since.span.from_s, since.span.samples)
+        };
+        assert_eq!(told(&mut state, 600, since_s(0.0, false)), (true, None, 0, 1));
+        assert_eq!(told(&mut state, 601, since_s(1.9, false)), (true, None, 1, 1));
+        assert_eq!(told(&mut state, 601, since_s(0.9, false)), (false, Some(Missing::Horizon), 1, 1));
+        assert_eq!(told(&mut state, 602, since_s(1.9, false)), (false, Some(Missing::Horizon), 2, 0));
+        // Another life: all that is known is told.
+        assert_eq!(told(&mut state, 602, since_s(602.1, false)), (false, Some(Missing::Restart), 2, 0));
+        assert_eq!(told(&mut state, 602, since_s(602.0, true)), (false, Some(Missing::Restart), 2, 0));
+        assert_eq!(told(&mut state, 602, since_s(602.0, false)), (true, None, 602, 0));
     }
 }

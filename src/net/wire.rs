@@ -188,6 +188,13 @@ pub struct Announcement {
 /// never look like health.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
+    /// When this was said, seconds since the monitor's start. A poll that must not miss a bad second hands it
+    /// back as `?since=`.
+    #[serde(default)]
+    pub now_s: f64,
+    /// When the monitor started, seconds since the Unix epoch; changes when it is started again.
+    #[serde(default)]
+    pub started_unix_s: f64,
     /// Latencies in the window.
     pub samples: usize,
     /// Age of the window's oldest latency, seconds.
@@ -231,6 +238,102 @@ pub struct Stats {
     pub epoch: u64,
     /// Ended requests that dispatchers had to drop unreported, since the monitor started.
     pub lost: u64,
+    /// The last seconds, from the histogram of each; `null` where nothing arrived and nothing ended in them.
+    #[serde(default)]
+    pub recent: Option<Span>,
+    /// Everything since the time that was asked about; absent when none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Since>,
+}
+
+/// What the histograms of some whole seconds say together. Percentiles read at most 0.8 % and 0.01 ms too high.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Span {
+    /// Its first second, counted from the monitor's start.
+    pub from_s: u64,
+    /// How long it is, up to now, seconds.
+    pub seconds: f64,
+    /// Requests that ended.
+    pub samples: u64,
+    /// Median, milliseconds; misses read as in [`Stats`].
+    pub p50_ms: Option<f64>,
+    /// 90th percentile, milliseconds.
+    pub p90_ms: Option<f64>,
+    /// 95th percentile, milliseconds.
+    pub p95_ms: Option<f64>,
+    /// 99th percentile, milliseconds.
+    pub p99_ms: Option<f64>,
+    /// 95 % confidence interval of the 99th percentile from order statistics, milliseconds.
+    pub p99_ci_ms: Option<[f64; 2]>,
+    /// Slowest, milliseconds.
+    pub max_ms: Option<f64>,
+    /// Mean, milliseconds.
+    pub mean_ms: Option<f64>,
+    /// Requests that arrived.
+    pub arrivals: u64,
+    /// Requests answered.
+    pub answered: u64,
+    /// Requests refused.
+    pub shed: u64,
+    /// Requests that failed, timed out or were given up.
+    pub errors: u64,
+    /// Requests over the promise: answered too late, refused, failed, timed out or given up.
+    pub over_promise: u64,
+    /// Their share of the requests that ended.
+    pub over_promise_share: Option<f64>,
+    /// How long requests waited in the dispatchers for a replica's slot.
+    pub waited_ms: Option<WaitedMs>,
+}
+
+/// How long requests waited in the dispatchers for a replica's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WaitedMs {
+    /// Mean, milliseconds.
+    pub mean: f64,
+    /// Longest, milliseconds.
+    pub max: f64,
+}
+
+/// Everything that ended since a time. Whole seconds: the one in which the time lies counts as a whole, so that
+/// two polls in a row may tell of the same request, but none is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Since {
+    /// The time that was asked about, seconds since the monitor's start.
+    pub asked_s: f64,
+    /// Whether everything since then is told.
+    pub complete: bool,
+    /// Why not, where it is not.
+    pub missing: Option<Missing>,
+    /// What is told.
+    #[serde(flatten)]
+    pub span: Span,
+    /// The second with the largest 99th percentile, and of several the one with the most over the promise.
+    pub worst: Option<WorstSecond>,
+}
+
+/// Why an answer does not reach back as far as was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// The time lies further back than seconds are kept.
+    Horizon,
+    /// The monitor was started again since; what it knew before is lost.
+    Restart,
+}
+
+/// One second that was worse than the others.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorstSecond {
+    /// The second, counted from the monitor's start.
+    pub t_s: u64,
+    /// Requests that ended in it.
+    pub samples: u64,
+    /// 99th percentile, milliseconds.
+    pub p99_ms: f64,
+    /// Slowest, milliseconds.
+    pub max_ms: f64,
+    /// Requests over the promise.
+    pub over_promise: u64,
 }
 
 /// How long a request holds a slot, over the window.

@@ -3,6 +3,7 @@ use crate::logic::batch::Reason;
 use crate::net::metrics::{LATENCY_EDGES_S, registry, render};
 use crate::net::wire::TimingMs;
 use axum::response::Response;
+use http::HeaderMap;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -64,7 +65,7 @@ impl Metrics {
         self.expired.clone()
     }
 
-    pub(super) fn render(&self) -> Response {
-        render(&self.registry)
+    pub(super) fn render(&self, headers: &HeaderMap) -> Response {
+        render(&self.registry, headers)
     }
 }

@@ -164,8 +164,8 @@ async fn readyz(Shared(state): Shared<Arc<State>>) -> (StatusCode, Json<Readines
     (status, Json(Readiness { ready, model: state.model.name().to_owned(), slots }))
 }
 
-async fn metrics(Shared(state): Shared<Arc<State>>) -> axum::response::Response {
-    state.metrics.render()
+async fn metrics(Shared(state): Shared<Arc<State>>, headers: http::HeaderMap) -> axum::response::Response {
+    state.metrics.render(&headers)
 }
 
 /// Server metadata in the Open Inference Protocol's form, plus the network that answers.

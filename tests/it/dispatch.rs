@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 /// A replica whose answers the test lets go one by one.
 #[derive(Clone)]
-struct Replica {
+pub(crate) struct Replica {
     name: &'static str,
     slots: u32,
     /// Says when a request has arrived.
@@ -23,7 +23,7 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(self) -> Running {
+    pub(crate) async fn start(self) -> Running {
         Running::router(
             Router::new()
                 .route("/readyz", get(|State(replica): State<Self>| async move { Json(replica.readiness()) }))
@@ -44,12 +44,15 @@ impl Replica {
     }
 }
 
-fn replica(name: &'static str, permits: usize) -> (Replica, mpsc::UnboundedReceiver<&'static str>) {
+pub(crate) fn replica(
+    name: &'static str,
+    permits: usize,
+) -> (Replica, mpsc::UnboundedReceiver<&'static str>) {
     let (arrived, arrivals) = mpsc::unbounded_channel();
     (Replica { name, slots: 1, arrived, let_go: Arc::new(Semaphore::new(permits)) }, arrivals)
 }
 
-async fn dispatcher(settings: &[&str], replicas: &[&str], monitor: Option<&str>) -> Running {
+pub(crate) async fn dispatcher(settings: &[&str], replicas: &[&str], monitor: Option<&str>) -> Running {
     dispatcher_with(Policy::Central, settings, replicas, monitor).await
 }
 
@@ -93,7 +96,7 @@ async fn breaking() -> (String, tokio::task::JoinSet<()>) {
     (url, tasks)
 }
 
-async fn predict(url: &str, body: &'static str) -> reqwest::Response {
+pub(crate) async fn predict(url: &str, body: &'static str) -> reqwest::Response {
     client().post(format!("{url}/predict")).body(body).send().await.unwrap()
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
 mod autoscale;
+mod browser;
 mod cli;
 mod dispatch;
 mod failures;
@@ -9,6 +10,9 @@ mod floors;
 mod kubernetes_scaler;
 mod load;
 mod manifests;
+mod metrics;
+mod monitor;
+mod page;
 mod photos;
 mod serve_model;
 mod support;

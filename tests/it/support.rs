@@ -58,3 +58,18 @@ pub(crate) fn flags<A: clap::Args>(flags: &[&str]) -> A {
 pub(crate) fn client() -> reqwest::Client {
     elastic::net::client::client(std::time::Duration::from_secs(20)).unwrap()
 }
+
+/// Where a program that only some tests need is installed. Without it the test is left out, unless
+/// `ELASTIC_TEST_REQUIRE`, a list of names, says that it must be there: so that it is never left out unnoticed.
+#[allow(clippy::disallowed_methods)] // where programs are is the environment's business
+pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file());
+    let required = std::env::var("ELASTIC_TEST_REQUIRE").unwrap_or_default();
+    let required = required.split_whitespace().any(|required| required == name);
+    assert!(found.is_some() || !required, "{name} is not installed, and ELASTIC_TEST_REQUIRE names it");
+    if found.is_none() {
+        eprintln!("{name} is not installed: left out");
+    }
+    found
+}

@@ -12,27 +12,27 @@ use tokio::task::JoinSet;
 const PHOTO: &[u8] = include_bytes!("../photos/goldfish.jpg");
 
 #[derive(Clone, Deserialize)]
-struct Addresses {
-    dispatch: String,
-    monitor: String,
-    autoscale: String,
+pub(crate) struct Addresses {
+    pub(crate) dispatch: String,
+    pub(crate) monitor: String,
+    pub(crate) autoscale: String,
 }
 
 #[derive(Debug, Deserialize)]
-struct Replica {
+pub(crate) struct Replica {
     pid: u32,
     state: String,
-    url: Option<String>,
+    pub(crate) url: Option<String>,
 }
 
-struct Up {
+pub(crate) struct Up {
     child: Child,
-    at: Addresses,
+    pub(crate) at: Addresses,
     _stdout: BufReader<ChildStdout>,
 }
 
 impl Up {
-    async fn start(flags: &[&str]) -> Self {
+    pub(crate) async fn start(flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("addresses.json");
         let mut child = Command::new(env!("CARGO_BIN_EXE_elastic"))
@@ -56,12 +56,12 @@ impl Up {
         Self { child, at, _stdout: stdout }
     }
 
-    async fn replicas(&self) -> Vec<Replica> {
+    pub(crate) async fn replicas(&self) -> Vec<Replica> {
         let answer = client().get(format!("{}/replicas", self.at.autoscale)).send().await.unwrap();
         answer.json().await.unwrap()
     }
 
-    async fn classify(&self) -> ClassifyAnswer {
+    pub(crate) async fn classify(&self) -> ClassifyAnswer {
         classify(&self.at.dispatch).await
     }
 }

@@ -10,7 +10,11 @@ use http_body_util::BodyExt as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+mod live;
 
 /// What came back.
 struct Answer {
@@ -46,6 +50,13 @@ async fn post(router: &Router, report: &Value) -> Answer {
     send(router, "POST", "/report", report.to_string()).await
 }
 
+/// Stats without what differs between two runs.
+fn stable(mut stats: Value) -> Value {
+    assert!(stats["started_unix_s"].as_f64().unwrap() > 1.7e9);
+    stats["started_unix_s"] = json!("when the monitor started");
+    stats
+}
+
 fn monitor() -> Router {
     router(Config { report_bytes_max: 4096, sources_max: 2, ..Config::default() }, Shutdown::new()).unwrap()
 }
@@ -71,7 +82,7 @@ fn report(source: &str, sequence: u64) -> Value {
 async fn stats_are_null_without_traffic() {
     let answer = read(&monitor(), "/stats").await;
     assert_eq!(answer.status, StatusCode::OK);
-    insta::assert_json_snapshot!("stats_idle", answer.json());
+    insta::assert_json_snapshot!("stats_idle", stable(answer.json()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -82,7 +93,7 @@ async fn stats_after_one_report() {
     let again = post(&monitor, &report("dispatch-1", 1)).await;
     assert_eq!((again.status, again.json()), (StatusCode::OK, json!({"counted": false})));
     tokio::time::advance(Duration::from_millis(2500)).await;
-    insta::assert_json_snapshot!("stats_one_report", read(&monitor, "/stats").await.json());
+    insta::assert_json_snapshot!("stats_one_report", stable(read(&monitor, "/stats").await.json()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,6 +114,40 @@ async fn seconds_restricts_the_percentiles() {
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wrong}");
         assert!(answer.error().contains("second"), "{wrong}: {}", answer.error());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn since_tells_all_that_ended_and_the_worst_second() {
+    let monitor = monitor();
+    let before = read(&monitor, "/stats").await.json();
+    assert!(before.get("since").is_none());
+    post(&monitor, &report("dispatch-1", 1)).await;
+    tokio::time::advance(Duration::from_secs(40)).await;
+    let asked = format!("/stats?since={}&started_unix_s={}", before["now_s"], before["started_unix_s"]);
+    insta::assert_json_snapshot!("stats_since", read(&monitor, &asked).await.json()["since"]);
+    let other = read(&monitor, "/stats?since=3.5&started_unix_s=1700000000.5").await.json();
+    assert_eq!((&other["since"]["complete"], &other["since"]["missing"]), (&json!(false), &json!("restart")));
+    tokio::time::advance(Duration::from_secs(600)).await;
+    let late = read(&monitor, &asked).await.json();
+    assert_eq!((&late["since"]["missing"], &late["since"]["worst"]), (&json!("horizon"), &Value::Null));
+    for wrong in ["since=-1", "since=NaN", "since=now", "since=1e99"] {
+        let answer = read(&monitor, &format!("/stats?{wrong}")).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wrong}");
+        assert!(answer.error().contains("since"), "{wrong}: {}", answer.error());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_monitor_that_was_started_again_takes_the_reports_that_come() {
+    let before = monitor();
+    post(&before, &report("dispatch-1", 56)).await;
+    // The dispatcher lives on, with its name and its count; what failed meanwhile it sends again.
+    let after = monitor();
+    assert_eq!(post(&after, &report("dispatch-1", 57)).await.json(), json!({"counted": true}));
+    assert_eq!(post(&after, &report("dispatch-1", 57)).await.json(), json!({"counted": false}));
+    assert_eq!(post(&after, &report("dispatch-1", 58)).await.json(), json!({"counted": true}));
+    let stats = read(&after, "/stats").await.json();
+    assert_eq!((&stats["samples"], &stats["slots"], &stats["epoch"]), (&json!(8), &json!(2), &json!(1)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,6 +248,9 @@ async fn metrics_count_by_outcome_and_leave_out_what_is_unknown() {
         "elastic_request_duration_seconds_bucket{le=\"0.33\",outcome=\"ok\"} 2",
         "elastic_request_duration_seconds_count{outcome=\"timeout\"} 1",
         "elastic_arrivals_total 5",
+        "elastic_requests_over_promise_total 2",
+        "elastic_request_service_seconds_count 3",
+        "elastic_promise_seconds 0.5",
         "elastic_lost_total 1",
         "elastic_in_flight 1",
         "elastic_queue_depth 2",
@@ -210,7 +258,7 @@ async fn metrics_count_by_outcome_and_leave_out_what_is_unknown() {
         "elastic_replicas{state=\"ready\"} 1",
         "elastic_replicas{state=\"down\"} 0",
         "elastic_request_p99_seconds{} 1.5",
-        "# EOF",
+        "# TYPE elastic_requests_total counter",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
@@ -227,7 +275,7 @@ async fn a_draining_monitor_is_alive_but_not_ready() {
 }
 
 /// A monitor that shows the decisions of an autoscaler that answers `body`.
-async fn with_autoscaler(body: &'static str, test: impl AsyncFnOnce(Router)) {
+async fn with_autoscaler(body: &'static str, bytes_max: usize, test: impl AsyncFnOnce(Router)) {
     let listener = serve::bind("127.0.0.1", 0).await.unwrap();
     let url = format!("{}/scaler/", serve::local_url(&listener).unwrap());
     let autoscaler =
@@ -235,7 +283,7 @@ async fn with_autoscaler(body: &'static str, test: impl AsyncFnOnce(Router)) {
     let shutdown = Shutdown::new();
     let serving = serve::serve(listener, autoscaler, serve::Limits::default(), shutdown.clone());
     let config =
-        Config { decisions: Some(url.parse().unwrap()), decisions_bytes_max: 64, ..Config::default() };
+        Config { decisions: Some(url.parse().unwrap()), decisions_bytes_max: bytes_max, ..Config::default() };
     let testing = async {
         test(router(config, Shutdown::new()).unwrap()).await;
         shutdown.drain();
@@ -247,7 +295,7 @@ async fn with_autoscaler(body: &'static str, test: impl AsyncFnOnce(Router)) {
 async fn decisions_are_handed_on_and_bounded() {
     assert_eq!(read(&monitor(), "/decisions").await.json(), json!({"decisions": []}));
     let body = r#"{"policy":"step","decisions":[{"replicas":2}]}"#;
-    with_autoscaler(body, async |monitor| {
+    with_autoscaler(body, 64, async |monitor| {
         assert_eq!(
             read(&monitor, "/decisions").await.text,
             r#"{"decisions":[{"replicas":2}],"policy":"step"}"#
@@ -258,13 +306,40 @@ async fn decisions_are_handed_on_and_bounded() {
     for (body, expected) in
         [("<html>", "it is no JSON"), ("{}", "it has no list of decisions"), (long, "larger than 64 bytes")]
     {
-        with_autoscaler(body, async |monitor| {
+        with_autoscaler(body, 64, async |monitor| {
             let answer = read(&monitor, "/decisions").await;
             assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
             assert!(answer.error().contains(expected), "{}", answer.error());
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn the_autoscaler_is_asked_once_for_all_pages() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&asked);
+    let decisions = move || async move {
+        counting.fetch_add(1, Ordering::Relaxed);
+        r#"{"decisions":[]}"#
+    };
+    let autoscaler = Router::new().route("/decisions", axum::routing::get(decisions));
+    let listener = serve::bind("127.0.0.1", 0).await.unwrap();
+    let url = serve::local_url(&listener).unwrap();
+    let shutdown = Shutdown::new();
+    let serving = serve::serve(listener, autoscaler, serve::Limits::default(), shutdown.clone());
+    let config = Config {
+        decisions: Some(url.parse().unwrap()),
+        decisions_interval: Duration::from_secs(60),
+        ..Config::default()
+    };
+    let testing = async {
+        let monitor = router(config, Shutdown::new()).unwrap();
+        tokio::join!(read(&monitor, "/update"), read(&monitor, "/decisions"), read(&monitor, "/decisions"));
+        shutdown.drain();
+    };
+    tokio::join!(serving, testing);
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
 #[derive(Parser)]
@@ -290,7 +365,7 @@ fn flags_that_cannot_work_are_refused_by_name() {
         (["--window", "0"], "--window must be at least 1"),
         (["--window", "2000000"], "--window must be at most 1000000, not 2000000"),
         (["--promise", "0s"], "--promise must be longer than nothing"),
-        (["--history-age", "25h"], "--history-age must be between 1s and 24h"),
+        (["--history-age", "2h"], "--history-age must be between 1s and 1h"),
         (["--decisions", "ftp://x"], "--decisions ftp://x/ must be an http or https address"),
     ] {
         assert_eq!(parsed(&arguments).unwrap_err().to_string(), expected);
