@@ -9,6 +9,7 @@ mod probe;
 mod report;
 mod routes;
 mod settings;
+mod slot;
 mod tries;
 mod upstream;
 

@@ -1,7 +1,7 @@
-//! The replicas and the queue behind one lock: hands out slots, and takes them back when dropped.
+//! The replicas and the queue behind one lock: hands out slots and takes them back.
 //!
-//! **Invariant**: the lock is never held across an await; whoever holds a [`Slot`] occupies exactly one
-//! place of one replica until it is dropped.
+//! **Invariant**: the lock is never held across an await, nor while a slot is dropped.
+use super::slot::Slot;
 use super::upstream::{ExchangeError, Upstream};
 use super::wire::{ReplicaState, ReplicaStatus, TimingMs};
 use super::{Config, HedgeAfter};
@@ -59,45 +59,6 @@ pub(super) struct Pool {
     inner: Mutex<Inner>,
 }
 
-/// A place on a replica.
-pub(super) struct Slot {
-    pool: Arc<Pool>,
-    /// The replica's base URL.
-    pub(super) url: Arc<str>,
-    /// The way to it.
-    pub(super) upstream: Arc<Upstream>,
-    /// The replica.
-    pub(super) replica: ReplicaId,
-    /// When the place was taken.
-    pub(super) since: Instant,
-    /// When the request's time runs out; later than it asked for if it waited for a first replica.
-    pub(super) expires_at: Instant,
-    /// When a copy of the request is sent elsewhere if there is a slot to spare.
-    pub(super) hedge_at: Option<Instant>,
-    /// When the request has to go elsewhere to be answered in time.
-    pub(super) last_chance_at: Option<Instant>,
-    started: Duration,
-    /// How it was used; nothing once the place was given back by other means.
-    ending: Option<Finish>,
-}
-
-impl Slot {
-    /// Gives the place back after a try that ended so.
-    pub(super) fn finish(mut self, how: Finish) {
-        self.ending = Some(how);
-    }
-
-    /// Gives the place back after an answer that says where its time went.
-    pub(super) fn answered(mut self, stages: Option<TimingMs>) {
-        self.ending = Some(Finish::Answered);
-        let mut inner = self.pool.lock();
-        if let Some(replica) = inner.replicas.get_mut(&self.replica) {
-            replica.answered += 1;
-            replica.stages_ms = stages.map(|new| smoothed(replica.stages_ms, new)).or(replica.stages_ms);
-        }
-    }
-}
-
 impl Replica {
     /// Whether it may be looked at and used.
     fn is_due(&self) -> bool {
@@ -114,17 +75,6 @@ fn smoothed(old: Option<TimingMs>, new: TimingMs) -> TimingMs {
         queue: mix(old.queue, new.queue),
         decode: mix(old.decode, new.decode),
         infer: mix(old.infer, new.infer),
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let Some(how) = self.ending else { return };
-        let now = self.pool.now();
-        let mut inner = self.pool.lock();
-        let events = inner.queue.finish(now, self.replica, self.started, how);
-        self.pool.carry_out(&mut inner, events);
-        inner.forget_if_drained(self.replica);
     }
 }
 
@@ -248,15 +198,13 @@ impl Pool {
         // Dropped before `receiver` is: a slot that was sent but never received gives itself back.
         let _waiting = Waiting { pool: self, ticket };
         loop {
-            match tokio::time::timeout_at(look_at, &mut receiver).await {
-                Ok(answer) => return answer.unwrap_or(Err(Refusal::Expired)),
-                Err(_) => {
-                    let mut inner = self.lock();
-                    let events = inner.queue.tick(self.now());
-                    self.carry_out(&mut inner, events);
-                    look_at = self.look_at(&inner, &wanted);
-                }
+            if let Ok(answer) = tokio::time::timeout_at(look_at, &mut receiver).await {
+                return answer.unwrap_or(Err(Refusal::Expired));
             }
+            let mut inner = self.lock();
+            let events = inner.queue.tick(self.now());
+            self.carry_out(&mut inner, events);
+            look_at = self.look_at(&inner, &wanted);
         }
     }
 
@@ -269,6 +217,24 @@ impl Pool {
                 self.slot(&mut inner, Started { replica, at, expires_at })
             }
             Event::Drop { .. } | Event::Eject { .. } => None,
+        }
+    }
+
+    /// Takes a slot back; [`Slot`] calls it.
+    pub(super) fn give_back(self: &Arc<Self>, replica: ReplicaId, started: Duration, how: Finish) {
+        let now = self.now();
+        let mut inner = self.lock();
+        let events = inner.queue.finish(now, replica, started, how);
+        self.carry_out(&mut inner, events);
+        inner.forget_if_drained(replica);
+    }
+
+    /// Counts an answer and where its time went.
+    pub(super) fn note_answer(&self, replica: ReplicaId, stages: Option<TimingMs>) {
+        let mut inner = self.lock();
+        if let Some(replica) = inner.replicas.get_mut(&replica) {
+            replica.answered += 1;
+            replica.stages_ms = stages.map(|new| smoothed(replica.stages_ms, new)).or(replica.stages_ms);
         }
     }
 

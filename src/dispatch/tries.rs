@@ -4,7 +4,8 @@
 //! from one budget; a replica that is merely busy costs the request its turn nowhere.
 use super::State;
 use super::forward::{Forwarded, Spent};
-use super::pool::{Slot, Wanted};
+use super::pool::Wanted;
+use super::slot::Slot;
 use super::upstream::{Answer, ExchangeError, is_failure};
 use super::wire::{ReplicaState, SERVER_TIMING, TimingMs};
 use crate::logic::queue::{Finish, Place, Refusal, ReplicaId};

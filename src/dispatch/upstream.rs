@@ -248,7 +248,7 @@ async fn drive<T>(
             Poll::Pending | Poll::Ready(Ok(())) => wanted.as_mut().poll(context),
             Poll::Ready(Err(error)) => match wanted.as_mut().poll(context) {
                 Poll::Pending => Poll::Ready(Err(error)),
-                ready => ready,
+                ready @ Poll::Ready(_) => ready,
             },
         }
     })

@@ -102,7 +102,9 @@ mod tests {
 
     fn of(times_ms: &[u64]) -> ServiceTimes {
         let mut times = ServiceTimes::default();
-        times_ms.iter().for_each(|&time| times.record(ms(time)));
+        for &time in times_ms {
+            times.record(ms(time));
+        }
         times
     }
 

@@ -84,7 +84,9 @@ mod tests {
     async fn pieces_come_out_as_they_went_in() {
         for texts in [&[][..], &["one"], &["one", "", "two"], &["", "a", "b", "c"]] {
             let mut pieces = Pieces::default();
-            texts.iter().for_each(|text| pieces.push(Bytes::from_static(text.as_bytes())));
+            for text in texts {
+                pieces.push(Bytes::from_static(text.as_bytes()));
+            }
             let whole = texts.concat();
             assert_eq!((pieces.len(), pieces.is_empty()), (whole.len(), whole.is_empty()));
             assert_eq!(pieces.clone().into_bytes(), whole);

@@ -45,7 +45,7 @@ impl Discovery for Dns {
                         }
                     }
                     Err(_) => {
-                        tracing::warn!(name = self.name, "resolving the name of the replicas timed out")
+                        tracing::warn!(name = self.name, "resolving the name of the replicas timed out");
                     }
                 }
             }
