@@ -4,4 +4,5 @@ pub mod balance;
 pub mod batch;
 pub mod policy;
 pub mod queue;
+pub mod search;
 pub mod window;

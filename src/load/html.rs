@@ -1,0 +1,4 @@
+//! page
+pub(crate) fn page(_report: &crate::load::report::Report) -> String {
+    String::new()
+}
