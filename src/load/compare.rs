@@ -80,7 +80,6 @@ enum Kind {
 
 #[derive(Clone, Debug, Deserialize)]
 struct Run {
-    target: String,
     workload: String,
     plan: Option<Planned>,
     sent: u64,

@@ -74,7 +74,8 @@ mod tests {
     fn the_line_says_where_the_run_is() {
         let mut snapshot = Snapshot::default();
         snapshot.elapsed = Duration::from_secs(30);
-        (snapshot.counts.ok, snapshot.counts.failed(), snapshot.shed) = (97, 1, 2);
+        (snapshot.counts.ok, snapshot.counts.shed) = (97, 2);
+        snapshot.counts.failures.insert(Failure::Connect, 1);
         snapshot.rate_rps_planned = 12.4;
         let line = line(&snapshot, Duration::from_secs(60));
         assert!(line.starts_with("[██████████··········] 30/60 s  12 rps"), "{line}");

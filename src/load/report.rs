@@ -250,7 +250,8 @@ pub(crate) fn ms(quantile: Quantile, missed_us: u64) -> f64 {
 
 fn latency(latencies: &Latencies, missed_us: u64) -> LatencyMs {
     let of = |per_mille| latencies.quantile(per_mille).map(|quantile| ms(quantile, missed_us));
-    LatencyMs { p50: of(500), p90: of(900), p99: of(990), p999: of(999), max: of(1000) }
+    let max = latencies.slowest().map(|quantile| ms(quantile, missed_us));
+    LatencyMs { p50: of(500), p90: of(900), p99: of(990), p999: of(999), max }
 }
 
 fn slo(record: &Record, judgement: &Judgement) -> Option<Slo> {

@@ -53,7 +53,10 @@ fn the_promise_is_judged_by_the_latency_from_the_schedule() {
     outcomes.push(ok(900));
     let report = Report::new(&record(&outcomes), judgement(500));
     assert!(!report.is_good());
-    assert!(report.to_string().contains("is over 500 ms: the promise was broken"), "{report}");
+    assert!(
+        report.to_string().contains("is over 500 ms and 0 % failed or were shed: the promise was broken"),
+        "{report}"
+    );
 }
 
 #[test]
