@@ -253,8 +253,8 @@ fn run_figures(before: &Run, after: &Run) -> Vec<Figure> {
     let share = |run: &Run| (run.sent > 0).then(|| (run.failed + run.shed) as f64 / run.sent as f64);
     let rate = |run: &Run| (run.duration_s > 0.0).then(|| run.ok as f64 / run.duration_s);
     vec![
-        latency("p50, ms", |latency| latency.p50),
-        latency("p99, ms", |latency| latency.p99),
+        latency("p50 in ms", |latency| latency.p50),
+        latency("p99 in ms", |latency| latency.p99),
         Figure {
             name: "failed or shed",
             before: share(before),
@@ -276,7 +276,7 @@ fn run_figures(before: &Run, after: &Run) -> Vec<Figure> {
 
 fn search_figure(before: &Search, after: &Search) -> Figure {
     let (before, after) = (before.rate_rps, after.rate_rps);
-    Figure { name: "highest rate, rps", before, after, less_is_better: false, noise: 0.0, show }
+    Figure { name: "highest rate in rps", before, after, less_is_better: false, noise: 0.0, show }
 }
 
 /// What differs, in words.
