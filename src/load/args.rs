@@ -2,9 +2,9 @@
 //!
 //! **Invariant**: what [`Args::check`] passes contradicts itself nowhere; files are looked at later.
 use crate::load::{compare, target};
-use crate::logic::arrivals::Spacing;
+use crate::logic::arrivals::{Spacing, Workload};
 use crate::net::serve::duration;
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use reqwest::Url;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -205,6 +205,12 @@ impl Args {
         }
         let seconds = self.duration.is_none_or(|duration| !duration.is_zero());
         ensure!(seconds, "--duration must be longer than 0");
+        let shape = self.schedule.as_deref().and_then(Workload::shape).transpose().context("--schedule")?;
+        ensure!(
+            shape.is_some() || self.find.find_max || self.duration.is_none(),
+            "the lines of {} say how long it lasts: leave --duration out, or set --line-seconds or --speed",
+            self.played()
+        );
         if !self.find.find_max {
             return Ok(());
         }
@@ -266,6 +272,7 @@ mod tests {
             (&["--slo-p99", "6s"][..], "raise --timeout"),
             (&["--timeout", "0s"], "--timeout"),
             (&["--duration", "0s"], "--duration"),
+            (&["--duration", "1s"], "leave --duration out"),
             (&["--schedule", "constant:5", "--workload", "w.txt"], "cannot be used with"),
             (&["--poisson", "--arrivals", "even"], "cannot be used with"),
             (&["--find-max"], "--slo-p99"),

@@ -109,15 +109,15 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Reads what `args` name; instants count from `start`.
-    pub(crate) fn new(args: &Args, start: Instant) -> anyhow::Result<Self> {
+    /// Reads what `args` name.
+    pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
         let decisions = args.autoscaler.as_ref().or(args.monitor.as_ref());
         Ok(Self {
             client: client::client(args.timeout).context("cannot make an HTTP client")?,
             history: args.monitor.as_ref().map(|base| below(base, "history")),
             decisions: decisions.map(|base| below(base, "decisions")),
             answer_bytes_max: args.answer_bytes_max,
-            start,
+            start: Instant::now(),
             since: None,
             replicas: BTreeMap::new(),
             changes: BTreeMap::new(),
@@ -126,7 +126,9 @@ impl Fleet {
     }
 
     /// Asks every minute and once more when the run is over, which is when nobody sends snapshots any more.
-    pub(crate) async fn watch(&mut self, mut snapshots: watch::Receiver<Snapshot>) {
+    /// Instants count from `start`.
+    pub(crate) async fn watch(&mut self, start: Instant, mut snapshots: watch::Receiver<Snapshot>) {
+        self.start = start;
         if self.decisions.is_none() {
             return;
         }

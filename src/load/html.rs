@@ -80,7 +80,7 @@ fn tiles(report: &Report) -> String {
     tile("p99", show(latency.p99), " ms", promised, bad(over));
     tile("p50", show(latency.p50), " ms", format!("p99.9 {} ms", show(latency.p999)), "");
     let allowed = bound.map_or_else(
-        || format!("{} + {}", report.failed, report.shed),
+        || format!("{} failed, {} shed", report.failed, report.shed),
         |max| format!("at most {}", percent(max)),
     );
     let share = percent(report.missed_share);
@@ -189,7 +189,7 @@ fn note(title: &str, text: &str) -> String {
 }
 
 fn percentiles(report: &Report) -> String {
-    let mut html = "<section class=\"card\"><h2>Milliseconds</h2><div class=\"scroll\"><table>\n<tr><th></th><th>p50</th>\
+    let mut html = "<section class=\"card\"><h2>Milliseconds</h2><div class=\"scroll\"><table class=\"numbers\">\n<tr><th></th><th>p50</th>\
                     <th>p90</th><th>p99</th><th>p99.9</th><th>max</th></tr>\n"
         .to_owned();
     let lag = report.lag_ms;
@@ -233,7 +233,7 @@ fn plan(report: &Report) -> String {
         ("schedule", escape(&plan.schedule)),
         ("arrivals", plan.arrivals.to_owned()),
         ("seed", seed),
-        ("between lines", if plan.interpolate { "interpolated" } else { "held" }.to_owned()),
+        ("interpolated", if plan.interpolate { "yes" } else { "no" }.to_owned()),
         ("speed, scale", format!("{}, {}", plan.speed, plan.scale)),
         ("planned", format!("{:.0} requests in {}", plan.requests_expected, chart::clock(plan.duration_s))),
     ];

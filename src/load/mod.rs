@@ -93,9 +93,9 @@ async fn ready_target(args: &Args, shutdown: &Shutdown) -> anyhow::Result<Arc<Ta
 
 async fn replay(args: &Args, plan: Plan, target: Arc<Target>, shutdown: Shutdown) -> anyhow::Result<Report> {
     let (progress, snapshots) = watch::channel(Snapshot::default());
-    let start = Instant::now();
-    let started_unix_s = unix_time().as_secs_f64();
-    let mut fleet = Fleet::new(args, start)?;
+    let mut fleet = Fleet::new(args)?;
+    // Last of all: what takes time from here on is lag.
+    let (start, started_unix_s) = (Instant::now(), unix_time().as_secs_f64());
     let shown = async {
         if !args.quiet {
             progress::show(snapshots.clone(), plan.duration(), plan.requests_expected()).await;
@@ -110,7 +110,8 @@ async fn replay(args: &Args, plan: Plan, target: Arc<Target>, shutdown: Shutdown
         shutdown,
     };
     // Both of the others end when the send loop drops its sender.
-    let (sent, (), ()) = tokio::join!(play(playing, progress, target), shown, fleet.watch(snapshots.clone()));
+    let (sent, (), ()) =
+        tokio::join!(play(playing, progress, target), shown, fleet.watch(start, snapshots.clone()));
     let (record, interrupted) = sent?;
     let judgement = Judgement {
         target: args.target.to_string(),

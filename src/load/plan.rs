@@ -18,19 +18,15 @@ pub(crate) fn read(args: &Args) -> anyhow::Result<Plan> {
             let line_s = args.duration.unwrap_or(DURATION).as_secs_f64() / shape.lines() as f64;
             (shape, line_s)
         }
-        None => (file(args.file(), args.duration)?, args.line_seconds),
+        None => (file(args.file())?, args.line_seconds),
     };
     let workload = if args.interpolate { workload.interpolated() } else { workload };
     let pace = Pace { line_s, speed: args.speed, scale: args.scale };
     Plan::new(&workload, pace, args.requests_max).with_context(|| format!("schedule {}", args.played()))
 }
 
-fn file(path: &Path, duration: Option<Duration>) -> anyhow::Result<Workload> {
+fn file(path: &Path) -> anyhow::Result<Workload> {
     let file = path.display();
-    ensure!(
-        duration.is_none(),
-        "the lines of {file} say how long it lasts: leave --duration out, or set --line-seconds or --speed"
-    );
     let size = std::fs::metadata(path)
         .with_context(|| format!("cannot read the workload {file}; name a file with --workload FILE"))?
         .len();
