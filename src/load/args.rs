@@ -114,6 +114,7 @@ pub struct Args {
 /// Flags of the search for the highest rate.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Search for the highest rate")]
+#[allow(clippy::struct_field_names)] // clap knows a flag by its field's name, and `start` says too little there
 pub(crate) struct FindArgs {
     /// Search for the highest rate of Poisson arrivals at which --slo-p99 holds
     #[arg(long, env = "ELASTIC_LOAD_FIND_MAX", requires = "slo_p99", conflicts_with = "schedule")]

@@ -1,7 +1,7 @@
-//! The highest rate that holds the promise, as in MLPerf Inference's server scenario.
+//! The highest rate that holds the promise, as in `MLPerf` Inference's server scenario.
 //!
 //! Poisson arrivals at a rate; the rate holds if the 99th percentile from the scheduled instant is within the
-//! promise (Reddi et al. 2020, *MLPerf Inference Benchmark*, §IV; there a query counts from its issue). A trial
+//! promise (Reddi et al. 2020, *`MLPerf` Inference Benchmark*, §IV; there a query counts from its issue). A trial
 //! warms up first, then counts at least `--find-samples` requests over at least `--find-trial`. All trials of
 //! the search play the same random numbers, which makes rates comparable; the confirmation plays others.
 //!
@@ -195,7 +195,7 @@ impl Finder<'_> {
         if self.shutdown.is_draining() {
             return Ok(None);
         }
-        Ok(Some(self.judge(&record, Tried { rate_rps, purpose, seed, ended_early })))
+        Ok(Some(self.judge(&record, &Tried { rate_rps, purpose, seed, ended_early })))
     }
 
     /// A constant rate, long enough for what a trial needs, and how many of its requests are counted.
@@ -216,7 +216,7 @@ impl Finder<'_> {
         }
     }
 
-    fn judge(&self, record: &Record, tried: Tried) -> Trial {
+    fn judge(&self, record: &Record, tried: &Tried) -> Trial {
         let missed_us = (self.args.timeout.as_micros() as u64).max(record.missed_us_max);
         let of = |per_mille| record.latency.quantile(per_mille).map(|quantile| ms(quantile, missed_us));
         let lag_p99_ms = record.lag.quantile(990).map(|quantile| ms(quantile, missed_us));

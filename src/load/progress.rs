@@ -72,11 +72,10 @@ mod tests {
 
     #[test]
     fn the_line_says_where_the_run_is() {
-        let mut snapshot = Snapshot::default();
-        snapshot.elapsed = Duration::from_secs(30);
+        let mut snapshot =
+            Snapshot { elapsed: Duration::from_secs(30), rate_rps_planned: 12.4, ..Snapshot::default() };
         (snapshot.counts.ok, snapshot.counts.shed) = (97, 2);
         snapshot.counts.failures.insert(Failure::Connect, 1);
-        snapshot.rate_rps_planned = 12.4;
         let line = line(&snapshot, Duration::from_secs(60));
         assert!(line.starts_with("[██████████··········] 30/60 s  12 rps"), "{line}");
         assert!(line.contains("ok 97  failed 1  shed 2  p50 –"), "{line}");

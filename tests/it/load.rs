@@ -105,7 +105,7 @@ async fn refusals_and_errors_are_told_apart_and_break_the_promise() {
         }
     });
     let service = Running::router(router().route("/predict", answer)).await;
-    let ran = load(&service.url, "40\n", &["--slo-p99", "1m"]).await;
+    let ran = load(&service.url, "40\n", &["--slo-p99", "1m", "--timeout", "1m"]).await;
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     let report = ran.report;
     assert_eq!((&report["ok"], &report["shed"], &report["failed"]), (&10.into(), &5.into(), &5.into()));
@@ -212,7 +212,9 @@ async fn a_run_tells_the_fleet_and_two_runs_are_compared() {
     let stdout = String::from_utf8(worse.stdout).unwrap();
     assert_eq!(worse.status.code(), Some(1), "{stdout}");
     assert!(stdout.contains("warning: not the same scale: 1 and 0.5"), "{stdout}");
-    assert!(stdout.contains("worse, by over 20 %: answered a second"), "{stdout}");
+    let verdict = stdout.lines().last().unwrap();
+    assert!(verdict.starts_with("the second run is worse, by over 20 %: "), "{stdout}");
+    assert!(verdict.ends_with("answered a second"), "{stdout}");
 }
 
 #[tokio::test]
@@ -274,8 +276,44 @@ async fn the_highest_rate_is_found_and_confirmed_with_another_seed() {
             .iter()
             .any(|trial| trial["rate_rps"] == rate_rps && trial["seed"] == 3 && trial["held"] == true)
     );
-    assert!(trials.iter().any(|trial| trial["ended_early"] == true && trial["held"] == false), "{found}");
+    assert!(trials.iter().any(|trial| trial["held"] == false), "{found}");
     assert!(trials.iter().all(|trial| trial["held"] == false || trial["sent"].as_u64() >= Some(100)));
+}
+
+#[tokio::test]
+async fn a_trial_that_is_lost_ends_early_and_a_search_without_time_has_no_answer() {
+    let refuse = post(|| async { StatusCode::SERVICE_UNAVAILABLE });
+    let service = Running::router(router().route("/predict", refuse)).await;
+    // A trial takes a minute, so there is time for one; it is lost after its fourth request of three hundred.
+    let output = elastic(&[
+        "--find-max",
+        "--slo-p99",
+        "1s",
+        "--target",
+        &service.url,
+        "--lag-max",
+        "5s",
+        "--find-start",
+        "5",
+        "--find-trial",
+        "1m",
+        "--find-samples",
+        "100",
+        "--find-warm-up",
+        "0s",
+        "--find-time",
+        "61s",
+        "--json",
+        "-",
+        "--quiet",
+    ])
+    .await;
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{found}");
+    assert_eq!((&found["ending"], &found["rate_rps"]), (&"out_of_time".into(), &Value::Null));
+    let [trial] = &found["trials"].as_array().unwrap()[..] else { panic!("{found}") };
+    assert_eq!((&trial["ended_early"], &trial["held"]), (&true.into(), &false.into()));
+    assert!((4..100).contains(&trial["shed"].as_u64().unwrap()), "{found}");
 }
 
 #[tokio::test]

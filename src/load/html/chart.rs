@@ -269,6 +269,7 @@ fn times(length_s: f64) -> impl Iterator<Item = f64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp)] // exact by construction
 mod tests {
     use super::*;
 

@@ -4,7 +4,8 @@ use super::*;
 use proptest::prelude::*;
 
 fn step(rates_rps: &[f64]) -> Workload {
-    Workload::parse(&rates_rps.iter().map(|rate_rps| format!("{rate_rps}\n")).collect::<String>()).unwrap()
+    let lines: Vec<String> = rates_rps.iter().map(f64::to_string).collect();
+    Workload::parse(&lines.join("\n")).unwrap()
 }
 
 fn played(workload: &Workload, line_s: f64) -> Plan {
