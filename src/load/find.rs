@@ -329,3 +329,36 @@ async fn end_when_lost(mut snapshots: watch::Receiver<Snapshot>, over_max: u64, 
     }
     lost
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_is_a_line_that_says_how_it_went() {
+        let held = Trial {
+            rate_rps: 47.57,
+            purpose: "bisect",
+            seed: 1,
+            sent: 1003,
+            ok: 1002,
+            failed: 1,
+            shed: 0,
+            missed_share: 1.0 / 1003.0,
+            p50_ms: Some(104.2),
+            p99_ms: Some(298.0),
+            lag_p99_ms: Some(0.31),
+            ended_early: false,
+            valid: true,
+            held: true,
+        };
+        let broken = Trial { rate_rps: 64.0, ended_early: true, held: false, ..held.clone() };
+        let invalid = Trial { lag_p99_ms: Some(12.5), valid: false, ..held.clone() };
+        let lines = [held, broken, invalid].map(|trial| trial.to_string()).join("\n");
+        insta::assert_snapshot!(lines, @r"
+             47.57 rps  bisect      1003 sent  p50   104.2 ms  p99   298.0 ms  missed    0.1 %  lag  0.31 ms  held
+             64.00 rps  bisect      1003 sent  p50   104.2 ms  p99   298.0 ms  missed    0.1 %  lag  0.31 ms  broken, ended early
+             47.57 rps  bisect      1003 sent  p50   104.2 ms  p99   298.0 ms  missed    0.1 %  lag  12.5 ms  not to be trusted: the generator lagged
+        ");
+    }
+}

@@ -81,12 +81,12 @@ async fn a_service_that_stalls_shows_the_stall_in_every_request_that_waited() {
     let ran = load(&service.url, "40\n40\n40\n40\n", &["--slo-p99", "500ms"]).await;
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert_eq!(ran.report["ok"], 80);
-    // Due every 25 ms, those of the stalled second wait for what is left of it: from 1000 ms down to 0 ms, so a
-    // quarter of all 80 wait over half a second, and the 99th percentile is the second slowest.
+    // Due every 25 ms, those of the stalled second wait for what is left of it, from 1000 ms down to nothing: of
+    // all 80 the slowest is the 99th percentile, and the ninth slowest, at 800 ms, the 90th.
     let latency = &ran.report["latency_ms"];
     assert!(latency["p99"].as_f64().unwrap() > 960.0, "{latency}");
     assert!(latency["max"].as_f64().unwrap() > 990.0, "{latency}");
-    assert!(latency["p50"].as_f64().unwrap() > 15.0, "{latency}");
+    assert!(latency["p90"].as_f64().unwrap() > 780.0, "{latency}");
     let second = &ran.report["seconds"][0];
     assert!(second["p50_ms"].as_f64().unwrap() > 480.0, "{second}");
     assert!(second["p99_ms"].as_f64().unwrap() > 960.0, "{second}");
@@ -284,7 +284,7 @@ async fn the_highest_rate_is_found_and_confirmed_with_another_seed() {
 async fn a_trial_that_is_lost_ends_early_and_a_search_without_time_has_no_answer() {
     let refuse = post(|| async { StatusCode::SERVICE_UNAVAILABLE });
     let service = Running::router(router().route("/predict", refuse)).await;
-    // A trial takes a minute, so there is time for one; it is lost after its fourth request of three hundred.
+    // A trial takes a minute, so there is time for one; it is lost once one in a hundred of its 300 missed.
     let output = elastic(&[
         "--find-max",
         "--slo-p99",
@@ -313,7 +313,7 @@ async fn a_trial_that_is_lost_ends_early_and_a_search_without_time_has_no_answer
     assert_eq!((&found["ending"], &found["rate_rps"]), (&"out_of_time".into(), &Value::Null));
     let [trial] = &found["trials"].as_array().unwrap()[..] else { panic!("{found}") };
     assert_eq!((&trial["ended_early"], &trial["held"]), (&true.into(), &false.into()));
-    assert!((4..100).contains(&trial["shed"].as_u64().unwrap()), "{found}");
+    assert!((3..100).contains(&trial["shed"].as_u64().unwrap()), "{found}");
 }
 
 #[tokio::test]
