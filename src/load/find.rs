@@ -354,11 +354,12 @@ mod tests {
         };
         let broken = Trial { rate_rps: 64.0, ended_early: true, held: false, ..held.clone() };
         let invalid = Trial { lag_p99_ms: Some(12.5), valid: false, ..held.clone() };
-        let lines = [held, broken, invalid].map(|trial| trial.to_string()).join("\n");
-        insta::assert_snapshot!(lines, @r"
-             47.57 rps  bisect      1003 sent  p50   104.2 ms  p99   298.0 ms  missed    0.1 %  lag  0.31 ms  held
-             64.00 rps  bisect      1003 sent  p50   104.2 ms  p99   298.0 ms  missed    0.1 %  lag  0.31 ms  broken, ended early
-             47.57 rps  bisect      1003 sent  p50   104.2 ms  p99   298.0 ms  missed    0.1 %  lag  12.5 ms  not to be trusted: the generator lagged
-        ");
+        let start = "     47.57 rps  bisect      1003 sent  p50   104.2 ms  p99   298.0 ms  missed    0.1 %  lag  0.31 ms";
+        assert_eq!(held.to_string(), format!("{start}  held"));
+        assert!(broken.to_string().ends_with("lag  0.31 ms  broken, ended early"), "{broken}");
+        assert!(
+            invalid.to_string().ends_with("lag  12.5 ms  not to be trusted: the generator lagged"),
+            "{invalid}"
+        );
     }
 }
