@@ -1,7 +1,7 @@
 //! The highest rate that holds the promise, as in `MLPerf` Inference's server scenario.
 //!
 //! Poisson arrivals at a rate; the rate holds if the 99th percentile from the scheduled instant is within the
-//! promise (Reddi et al. 2020, *`MLPerf` Inference Benchmark*, §IV; there a query counts from its issue). A trial
+//! promise (Reddi et al. 2020, *`MLPerf` Inference Benchmark*). A trial
 //! warms up first, then counts at least `--find-samples` requests over at least `--find-trial`. All trials of
 //! the search play the same random numbers, which makes rates comparable; the confirmation plays others.
 //!
