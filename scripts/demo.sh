@@ -6,6 +6,9 @@
 #           DEMO_PACE    least time a replica takes for one image (100ms), so that a small machine can hold several
 #           DEMO_KILL=1  kill a replica with SIGKILL in the middle
 #           DEMO_KEEP=1  leave everything running afterwards, until Ctrl-C
+#           DEMO_LAG_MAX how late the load generator may be itself (50ms): with everything on one small machine it
+#                        waits for a core now and then, and 1ms, its default, cannot be kept
+#           DEMO_REPORT  where the report goes as a page (target/demo-report.html); the JSON is beside it
 #           DEMO_WORKLOAD, DEMO_REPLICAS_MAX, DEMO_PORT, ELASTIC (path of the executable)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +16,7 @@ cd "$(dirname "$0")/.."
 elastic=${ELASTIC:-target/release/elastic}
 workload=${DEMO_WORKLOAD:-workload.txt}
 speed=${DEMO_SPEED:-1}
+report=${DEMO_REPORT:-target/demo-report.html}
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/elastic-demo.XXXXXX")
 up_pid=
 load_pid=
@@ -65,7 +69,7 @@ cleanup() {
     fi
     stop_up
     if [[ $status -ne 0 || -n $keep_scratch ]]; then
-        say "logs and report are in $scratch"
+        say "logs are in $scratch"
     else
         rm -rf "$scratch"
     fi
@@ -148,8 +152,11 @@ if [[ ${DEMO_KILL:-} == 1 ]]; then
 fi
 
 # In the background, so that a signal ends the demo at once and not after the whole workload.
-"$elastic" load --workload "$workload" --target "$dispatch" --speed "$speed" --slo-p99 500ms \
-    --json "$scratch/report.json" "$@" &
+mkdir -p "$(dirname "$report")"
+rm -f "$report"
+"$elastic" load --workload "$workload" --target "$dispatch" --monitor "$monitor" --autoscaler "$autoscale" \
+    --speed "$speed" --slo-p99 500ms --lag-max "${DEMO_LAG_MAX:-50ms}" \
+    --html "$report" --json "${report%.html}.json" "$@" &
 load_pid=$!
 verdict=0
 wait "$load_pid" || verdict=$?
@@ -157,6 +164,7 @@ load_pid=
 
 range=$(replica_range) || range="unknown ($monitor/history does not say)"
 echo "replicas: $range"
+if [[ -f $report ]]; then echo "report: $report, and as JSON ${report%.html}.json"; fi
 echo "live page: $monitor/"
 if [[ ${DEMO_KEEP:-} == 1 ]]; then
     keep_scratch=1

@@ -31,7 +31,7 @@ pub enum Command {
     /// Watch the monitor and change the number of replicas
     Autoscale(autoscale::Args),
     /// Replay a workload against a dispatcher, open loop, and judge the latency promise
-    Load(load::Args),
+    Load(Box<load::Args>),
     /// Label image files from the command line
     Classify(classify::Args),
     /// Fetch and convert weights
@@ -53,7 +53,7 @@ impl Command {
             Self::Dispatch(args) => dispatch::run(args, shutdown).await,
             Self::Monitor(args) => monitor::run(args, shutdown).await,
             Self::Autoscale(args) => autoscale::run(args, shutdown).await,
-            Self::Load(args) => load::run(args, shutdown).await,
+            Self::Load(args) => load::run(*args, shutdown).await,
             Self::Classify(args) => classify::run(args).await,
             Self::Weights(args) => weights::run(args).await,
             Self::Completions { shell } => {

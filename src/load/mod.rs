@@ -1,99 +1,81 @@
-//! An open-loop load generator: replays a workload file and judges the latency promise.
+//! An open-loop load generator: plays a schedule, judges the latency promise, and finds the highest rate.
+//!
+//! In reading order: `args` are the flags; `plan` reads the schedule; `pacer` waits for its instants; `send` is
+//! the one loop; `target` one exchange; `record`, `latencies` and `outcome` what became of them; `report` what
+//! a run found, `html` the same as a page, `fleet` what the monitor and the autoscaler say about it; `find`
+//! searches; `compare` sets two reports beside each other.
 //!
 //! **Invariant**: what is sent when follows from the flags alone, never from how the target answers.
+mod args;
+mod compare;
+mod find;
+mod fleet;
+mod html;
+mod latencies;
+mod outcome;
+mod pacer;
 mod photos;
+mod plan;
 mod progress;
 mod record;
 mod report;
 mod send;
 mod target;
 
-use crate::logic::arrivals::{Pace, Plan, Spacing, Workload};
-use crate::net::serve::duration;
+pub use args::Args;
+
+use crate::logic::arrivals::{Plan, Spacing};
+use crate::net::clock::unix_time;
 use crate::net::shutdown::Shutdown;
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
+use args::Verb;
+use fleet::Fleet;
+use pacer::ThreadPacer;
+use record::{Counting, Record, Snapshot};
 use report::{Judgement, Report};
-use reqwest::Url;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
 use target::Target;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-/// Largest workload file, bytes.
-const WORKLOAD_BYTES_MAX: u64 = 64 << 20;
+/// Exit code where flags contradict each other; the same as clap's.
+const USAGE: u8 = 2;
+/// Exit code of a run that a signal ended, as shells have it for SIGINT.
+const INTERRUPTED: u8 = 130;
 
-/// Flags of `elastic load`.
-#[derive(Clone, Debug, clap::Args)]
-#[command(
-    after_help = "Exit codes: 0 the promise held (or none was asked for), 1 it did not, the run cannot be \
-trusted or was interrupted, or nothing was answered; 2 wrong flags.
-
-Example: elastic load --workload workload.txt --target http://127.0.0.1:8080 --slo-p99 500ms"
-)]
-pub struct Args {
-    /// File with one rate a line, requests per second
-    #[arg(long, env = "ELASTIC_LOAD_WORKLOAD", default_value = "workload.txt", value_name = "FILE")]
-    workload: PathBuf,
-    /// URL of the service; /predict is added where it has no path
-    #[arg(long, env = "ELASTIC_LOAD_TARGET", default_value = "http://127.0.0.1:8080", value_parser = target::url, value_name = "URL")]
-    target: Url,
-    /// How long a line of the workload lasts, seconds
-    #[arg(long, env = "ELASTIC_LOAD_LINE_SECONDS", default_value_t = 1.0, value_name = "SECONDS")]
-    line_seconds: f64,
-    /// Divides how long a line lasts; rates stay
-    #[arg(long, env = "ELASTIC_LOAD_SPEED", default_value_t = 1.0, value_name = "FACTOR")]
-    speed: f64,
-    /// Multiplies every rate; how long a line lasts stays
-    #[arg(long, env = "ELASTIC_LOAD_SCALE", default_value_t = 1.0, value_name = "FACTOR")]
-    scale: f64,
-    /// Random arrivals (a Poisson process) instead of evenly spaced ones
-    #[arg(long, env = "ELASTIC_LOAD_POISSON")]
-    poisson: bool,
-    /// Seed of the random arrivals; the same seed gives the same instants
-    #[arg(long, env = "ELASTIC_LOAD_SEED", default_value_t = 1, value_name = "N")]
-    seed: u64,
-    /// Folder of the photos to send, in turn
-    #[arg(long, env = "ELASTIC_LOAD_PHOTOS", default_value = "tests/photos", value_name = "DIR")]
-    photos: PathBuf,
-    /// Most bytes of photos held in memory
-    #[arg(long, env = "ELASTIC_LOAD_PHOTOS_BYTES_MAX", default_value_t = 1 << 30, value_name = "BYTES")]
-    photos_bytes_max: u64,
-    /// Longest time to wait for an answer; then the request has failed
-    #[arg(long, env = "ELASTIC_LOAD_TIMEOUT", default_value = "5s", value_parser = duration, value_name = "TIME")]
-    timeout: Duration,
-    /// Deadline told to the service with every request, counted from the scheduled instant [default: none]
-    #[arg(long, env = "ELASTIC_LOAD_DEADLINE", value_parser = duration, value_name = "TIME")]
-    deadline: Option<Duration>,
-    /// Requests under way at once; one more fails as `cap`
-    #[arg(long, env = "ELASTIC_LOAD_IN_FLIGHT_MAX", default_value_t = 4096, value_name = "N")]
-    in_flight_max: usize,
-    /// Largest answer to read, bytes
-    #[arg(long, env = "ELASTIC_LOAD_ANSWER_BYTES_MAX", default_value_t = 1 << 20, value_name = "BYTES")]
-    answer_bytes_max: usize,
-    /// Most requests that a run may send
-    #[arg(long, env = "ELASTIC_LOAD_REQUESTS_MAX", default_value_t = 10_000_000, value_name = "N")]
-    requests_max: u64,
-    /// How long to wait for the service to be ready before the first request; 0s does not look
-    #[arg(long, env = "ELASTIC_LOAD_WAIT", default_value = "30s", value_parser = duration, value_name = "TIME")]
-    wait: Duration,
-    /// Promise to judge: the 99th percentile from the scheduled instant must be at most this [default: none]
-    #[arg(long, env = "ELASTIC_LOAD_SLO_P99", value_parser = duration, value_name = "TIME")]
-    slo_p99: Option<Duration>,
-    /// Lag of the generator itself (99th percentile) above which the run is not to be trusted
-    #[arg(long, env = "ELASTIC_LOAD_LAG_MAX", default_value = "50ms", value_parser = duration, value_name = "TIME")]
-    lag_max: Duration,
-    /// Also write the report as JSON to this file; `-` writes it to standard output instead of the table
-    #[arg(long, env = "ELASTIC_LOAD_JSON", value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// No progress, only the report
-    #[arg(long, short, env = "ELASTIC_LOAD_QUIET")]
-    quiet: bool,
+/// Plays the schedule, prints the report and gives the verdict as exit code.
+pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
+    if let Some(Verb::Compare(args)) = &args.verb {
+        return Ok(compare::run(args));
+    }
+    if let Err(error) = args.check() {
+        eprintln!("elastic: {error:#}");
+        return Ok(ExitCode::from(USAGE));
+    }
+    if args.find.find_max {
+        let target = ready_target(&args, &shutdown).await?;
+        return find::run(&args, target, shutdown).await;
+    }
+    let plan = plan::read(&args)?;
+    let target = ready_target(&args, &shutdown).await?;
+    let report = replay(&args, plan, target, shutdown).await?;
+    write(&report, args.json.as_deref())?;
+    if let Some(path) = &args.html {
+        std::fs::write(path, html::page(&report))
+            .with_context(|| format!("cannot write the page to {}", path.display()))?;
+    }
+    Ok(match () {
+        () if report.interrupted => ExitCode::from(INTERRUPTED),
+        () if report.is_good() => ExitCode::SUCCESS,
+        () => ExitCode::FAILURE,
+    })
 }
 
-/// Replays the workload, prints the report and gives the verdict as exit code.
-pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
-    let plan = plan(&args)?;
+/// The target, once it is ready.
+async fn ready_target(args: &Args, shutdown: &Shutdown) -> anyhow::Result<Arc<Target>> {
     let photos = photos::read(&args.photos, args.photos_bytes_max)?;
     let settings = target::Settings {
         url: args.target.clone(),
@@ -104,46 +86,80 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
     };
     let target = Target::new(settings, photos)?;
     if !args.wait.is_zero() {
-        target.wait_until_ready(args.wait, &shutdown).await?;
+        target.wait_until_ready(args.wait, shutdown).await?;
     }
-    let spacing = if args.poisson { Spacing::Poisson { seed: args.seed } } else { Spacing::Even };
-    let (sender, receiver) = watch::channel(record::Snapshot::default());
-    let run =
-        send::Run { plan: &plan, spacing, in_flight_max: args.in_flight_max, shutdown, progress: sender };
-    let progress = async {
+    Ok(Arc::new(target))
+}
+
+async fn replay(args: &Args, plan: Plan, target: Arc<Target>, shutdown: Shutdown) -> anyhow::Result<Report> {
+    let (progress, snapshots) = watch::channel(Snapshot::default());
+    let mut fleet = Fleet::new(args)?;
+    // Last of all: what takes time from here on is lag.
+    let (start, started_unix_s) = (Instant::now(), unix_time().as_secs_f64());
+    let shown = async {
         if !args.quiet {
-            progress::show(receiver, plan.duration(), plan.requests_expected()).await;
+            progress::show(snapshots.clone(), plan.duration(), plan.requests_expected()).await;
         }
     };
-    // Progress ends when the send loop drops its sender.
-    let (sent, ()) = tokio::join!(send::send(run, target), progress);
+    let playing = Playing {
+        plan: &plan,
+        spacing: args.spacing(),
+        start,
+        counting: Counting::ALL,
+        in_flight_max: args.in_flight_max,
+        shutdown,
+    };
+    // Both of the others end when the send loop drops its sender.
+    let (sent, (), ()) =
+        tokio::join!(play(playing, progress, target), shown, fleet.watch(start, snapshots.clone()));
     let (record, interrupted) = sent?;
     let judgement = Judgement {
         target: args.target.to_string(),
-        workload: args.workload.display().to_string(),
+        plan: report::Planned::new(args, &plan),
+        seconds_planned: plan.expected_by_second(),
+        started_unix_s,
         timeout: args.timeout,
         lag_max: args.lag_max,
         slo_p99: args.slo_p99,
+        failed_max: args.failed_max,
         interrupted,
+        fleet: fleet.seen(),
     };
-    let report = Report::new(&record, &judgement);
-    write(&report, args.json.as_deref())?;
-    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Report::new(&record, judgement))
 }
 
-fn plan(args: &Args) -> anyhow::Result<Plan> {
-    ensure!(!args.timeout.is_zero(), "--timeout must be longer than 0");
-    ensure!(args.in_flight_max > 0, "--in-flight-max must be at least 1");
-    let file = args.workload.display();
-    let size = std::fs::metadata(&args.workload)
-        .with_context(|| format!("cannot read the workload {file}; name a file with --workload FILE"))?
-        .len();
-    ensure!(size <= WORKLOAD_BYTES_MAX, "the workload {file} is larger than {WORKLOAD_BYTES_MAX} bytes");
-    let text = std::fs::read_to_string(&args.workload)
-        .with_context(|| format!("cannot read the workload {file}"))?;
-    let workload = Workload::parse(&text).with_context(|| format!("workload {file}"))?;
-    let pace = Pace { line_s: args.line_seconds, speed: args.speed, scale: args.scale };
-    Plan::new(&workload, pace, args.requests_max).with_context(|| format!("workload {file}"))
+/// What is played on which target.
+struct Playing<'a> {
+    plan: &'a Plan,
+    spacing: Spacing,
+    start: Instant,
+    counting: Counting,
+    in_flight_max: usize,
+    shutdown: Shutdown,
+}
+
+/// Plays a plan on a worker of the runtime. The flag tells whether it was stopped before the end.
+async fn play(
+    playing: Playing<'_>,
+    progress: watch::Sender<Snapshot>,
+    target: Arc<Target>,
+) -> anyhow::Result<(Record, bool)> {
+    let run = send::Run {
+        plan: playing.plan.clone(),
+        pacer: ThreadPacer::new(playing.plan, playing.spacing, playing.start)?,
+        start: playing.start,
+        counting: playing.counting,
+        in_flight_max: playing.in_flight_max,
+        shutdown: playing.shutdown,
+        progress,
+    };
+    let mut loops = JoinSet::new();
+    loops.spawn(send::send(run, target));
+    loops
+        .join_next()
+        .await
+        .context("the send loop is gone")?
+        .context("the send loop did not end by itself")?
 }
 
 fn write(report: &Report, json: Option<&Path>) -> anyhow::Result<()> {

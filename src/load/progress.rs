@@ -1,5 +1,6 @@
 //! Where a run is: a live line on a terminal, a log line every ten seconds elsewhere.
-use crate::load::record::{Quantile, Snapshot};
+use crate::load::latencies::Quantile;
+use crate::load::record::Snapshot;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -20,13 +21,13 @@ pub(crate) async fn show(mut snapshots: watch::Receiver<Snapshot>, duration: Dur
             logged_s = snapshot.elapsed.as_secs();
             tracing::info!(
                 elapsed_s = logged_s,
-                sent = snapshot.sent,
+                sent = snapshot.counts.sent,
                 expected = expected.round(),
-                ok = snapshot.ok,
-                failed = snapshot.failed,
-                shed = snapshot.shed,
+                ok = snapshot.counts.ok,
+                failed = snapshot.counts.failed(),
+                shed = snapshot.counts.shed,
                 rate_rps = snapshot.rate_rps_planned,
-                p99 = milliseconds(snapshot.quantile(990)),
+                p99 = milliseconds(snapshot.p99),
                 "load"
             );
         }
@@ -48,11 +49,11 @@ fn line(snapshot: &Snapshot, duration: Duration) -> String {
         duration.as_secs(),
         snapshot.rate_rps_planned,
         snapshot.in_flight,
-        snapshot.ok,
-        snapshot.failed,
-        snapshot.shed,
-        milliseconds(snapshot.quantile(500)),
-        milliseconds(snapshot.quantile(990)),
+        snapshot.counts.ok,
+        snapshot.counts.failed(),
+        snapshot.counts.shed,
+        milliseconds(snapshot.p50),
+        milliseconds(snapshot.p99),
     )
 }
 
@@ -67,13 +68,14 @@ fn milliseconds(quantile: Option<Quantile>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::outcome::Failure;
 
     #[test]
     fn the_line_says_where_the_run_is() {
-        let mut snapshot = Snapshot::default();
-        snapshot.elapsed = Duration::from_secs(30);
-        (snapshot.ok, snapshot.failed, snapshot.shed) = (97, 1, 2);
-        snapshot.rate_rps_planned = 12.4;
+        let mut snapshot =
+            Snapshot { elapsed: Duration::from_secs(30), rate_rps_planned: 12.4, ..Snapshot::default() };
+        (snapshot.counts.ok, snapshot.counts.shed) = (97, 2);
+        snapshot.counts.failures.insert(Failure::Connect, 1);
         let line = line(&snapshot, Duration::from_secs(60));
         assert!(line.starts_with("[██████████··········] 30/60 s  12 rps"), "{line}");
         assert!(line.contains("ok 97  failed 1  shed 2  p50 –"), "{line}");

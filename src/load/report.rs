@@ -2,147 +2,192 @@
 //!
 //! **Invariant**: a miss never flatters. A percentile that falls on a failed or shed request reads as the
 //! longest of the time-out, the slowest answer and the slowest miss.
-use crate::load::record::{Latencies, Quantile, Record};
+use crate::load::Args;
+use crate::load::fleet::Seen;
+use crate::load::latencies::{Latencies, Quantile};
+use crate::load::outcome::Failure;
+use crate::load::record::{Record, Row};
+use crate::logic::arrivals::Plan;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// What a run is judged by.
+/// What was planned; two runs of the same plan can be compared.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Planned {
+    /// The shape or the file.
+    pub(crate) schedule: String,
+    /// `even` or `poisson`.
+    pub(crate) arrivals: &'static str,
+    /// Of random arrivals.
+    pub(crate) seed: Option<u64>,
+    /// Whether the rate goes in straight lines from line to line.
+    pub(crate) interpolate: bool,
+    /// Divided how long it lasts.
+    pub(crate) speed: f64,
+    /// Multiplied every rate.
+    pub(crate) scale: f64,
+    /// How long it lasts, seconds.
+    pub(crate) duration_s: f64,
+    /// The integral of the rate.
+    pub(crate) requests_expected: f64,
+}
+
+impl Planned {
+    /// What the flags say about `plan`.
+    pub(crate) fn new(args: &Args, plan: &Plan) -> Self {
+        let arrivals = args.arrivals();
+        Self {
+            schedule: args.played(),
+            arrivals: arrivals.name(),
+            seed: (arrivals == crate::load::args::Arrivals::Poisson).then_some(args.seed),
+            interpolate: args.interpolate,
+            speed: args.speed,
+            scale: args.scale,
+            duration_s: plan.duration().as_secs_f64(),
+            requests_expected: plan.requests_expected(),
+        }
+    }
+}
+
+/// What a run is judged by, and what was known of it before.
 pub(crate) struct Judgement {
     /// Where requests went.
     pub(crate) target: String,
-    /// What was replayed.
-    pub(crate) workload: String,
+    /// What was played.
+    pub(crate) plan: Planned,
+    /// Requests expected in each second.
+    pub(crate) seconds_planned: Vec<f64>,
+    /// When it started, seconds since the Unix epoch.
+    pub(crate) started_unix_s: f64,
     /// Time-out of a request.
     pub(crate) timeout: Duration,
     /// Lag (99th percentile) above which the run is not valid.
     pub(crate) lag_max: Duration,
-    /// The promise.
+    /// The promise on latency.
     pub(crate) slo_p99: Option<Duration>,
+    /// The promise on failed and shed requests, as a share of all.
+    pub(crate) failed_max: Option<f64>,
     /// Whether the run was stopped before its end.
     pub(crate) interrupted: bool,
+    /// What was seen of the fleet meanwhile.
+    pub(crate) fleet: Option<Seen>,
 }
 
 /// Percentiles in milliseconds; `null` without requests.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct LatencyMs {
-    p50: Option<f64>,
-    p90: Option<f64>,
-    p99: Option<f64>,
-    p999: Option<f64>,
-    max: Option<f64>,
+pub(crate) struct LatencyMs {
+    pub(crate) p50: Option<f64>,
+    pub(crate) p90: Option<f64>,
+    pub(crate) p99: Option<f64>,
+    pub(crate) p999: Option<f64>,
+    pub(crate) max: Option<f64>,
 }
 
+/// How late the generator was, milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct LagMs {
-    p50: Option<f64>,
-    p99: Option<f64>,
-    max: Option<f64>,
+pub(crate) struct LagMs {
+    pub(crate) p50: Option<f64>,
+    pub(crate) p99: Option<f64>,
+    pub(crate) max: Option<f64>,
 }
 
+/// The promise and whether it held.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Slo {
-    p99_ms_max: f64,
-    held: bool,
+pub(crate) struct Slo {
+    /// Highest 99th percentile from the scheduled instant, milliseconds.
+    pub(crate) p99_ms_max: Option<f64>,
+    /// Highest share of failed and shed requests.
+    pub(crate) missed_share_max: Option<f64>,
+    /// Whether both held.
+    pub(crate) held: bool,
 }
 
+/// The requests that were due within one second of the run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct Second {
-    t: usize,
-    sent: u64,
-    ok: u64,
-    failed: u64,
-    shed: u64,
-    p99_ms: Option<f64>,
+pub(crate) struct Second {
+    pub(crate) t: usize,
+    /// Requests expected.
+    pub(crate) planned: f64,
+    pub(crate) sent: u64,
+    pub(crate) ok: u64,
+    pub(crate) failed: u64,
+    pub(crate) shed: u64,
+    pub(crate) p50_ms: Option<f64>,
+    pub(crate) p99_ms: Option<f64>,
+    /// Failed requests by kind.
+    pub(crate) failures: BTreeMap<String, u64>,
 }
 
 /// The report; its JSON is the wire format of `--json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Report {
-    target: String,
+    pub(crate) target: String,
+    /// The same as `plan.schedule`.
     workload: String,
-    sent: u64,
-    ok: u64,
-    failed: u64,
-    shed: u64,
+    pub(crate) plan: Planned,
+    pub(crate) started_unix_s: f64,
+    pub(crate) sent: u64,
+    pub(crate) ok: u64,
+    pub(crate) failed: u64,
+    pub(crate) shed: u64,
+    /// Failed and shed requests as a share of all.
+    pub(crate) missed_share: f64,
     /// From the scheduled instant.
-    latency_ms: LatencyMs,
+    pub(crate) latency_ms: LatencyMs,
     /// From the actual send.
-    send_latency_ms: LatencyMs,
+    pub(crate) send_latency_ms: LatencyMs,
     /// From the scheduled instant to the actual send.
-    lag_ms: LagMs,
-    valid: bool,
-    interrupted: bool,
-    duration_s: f64,
-    rate_rps_mean: f64,
-    failures: BTreeMap<String, u64>,
-    models: BTreeMap<String, u64>,
-    slo: Option<Slo>,
-    seconds: Vec<Second>,
-    #[serde(skip)]
-    lag_ms_max: f64,
+    pub(crate) lag_ms: LagMs,
+    /// Highest 99th percentile of the lag at which a run is valid.
+    pub(crate) lag_ms_max: f64,
+    pub(crate) valid: bool,
+    pub(crate) interrupted: bool,
+    pub(crate) duration_s: f64,
+    pub(crate) rate_rps_mean: f64,
+    pub(crate) failures: BTreeMap<String, u64>,
+    pub(crate) models: BTreeMap<String, u64>,
+    pub(crate) slo: Option<Slo>,
+    pub(crate) seconds: Vec<Second>,
+    pub(crate) fleet: Option<Seen>,
 }
 
 impl Report {
     /// Judges what was recorded.
-    pub(crate) fn new(record: &Record, judgement: &Judgement) -> Self {
+    pub(crate) fn new(record: &Record, judgement: Judgement) -> Self {
         let timeout_us = judgement.timeout.as_micros() as u64;
         let missed_us = timeout_us.max(record.missed_us_max).max(record.latency.answered_us_max());
-        let ms = |quantile: Quantile| match quantile {
-            Quantile::Answered(us) => us as f64 / 1000.0,
-            Quantile::Missed => missed_us as f64 / 1000.0,
-        };
-        let latency = |latencies: &Latencies| LatencyMs {
-            p50: latencies.quantile(500).map(ms),
-            p90: latencies.quantile(900).map(ms),
-            p99: latencies.quantile(990).map(ms),
-            p999: latencies.quantile(999).map(ms),
-            max: latencies.slowest().map(ms),
-        };
-        let latency_ms = latency(&record.latency);
-        let lag_ms = LagMs {
-            p50: record.lag.quantile(500).map(ms),
-            p99: record.lag.quantile(990).map(ms),
-            max: record.lag.slowest().map(ms),
-        };
+        let latency_ms = latency(&record.latency, missed_us);
+        let lag = |per_mille| record.lag.quantile(per_mille).map(|quantile| ms(quantile, missed_us));
+        let lag_ms = LagMs { p50: lag(500), p99: lag(990), max: lag(1000) };
         let lag_ms_max = judgement.lag_max.as_secs_f64() * 1000.0;
         let duration_s = record.last_ended.as_secs_f64();
-        let slo = judgement.slo_p99.map(|slo| {
-            let p99_ms_max = slo.as_secs_f64() * 1000.0;
-            // A miss holds no promise, however long one was allowed to take.
-            let answered = matches!(record.latency.quantile(990), Some(Quantile::Answered(_)));
-            let within = latency_ms.p99.is_some_and(|p99| p99 <= p99_ms_max);
-            // The part of a workload that was not played might have broken it.
-            Slo { p99_ms_max, held: answered && within && !judgement.interrupted }
-        });
-        let second = |(t, row): (usize, &super::record::Row)| Second {
-            t,
-            sent: row.sent,
-            ok: row.ok,
-            failed: row.failed,
-            shed: row.shed,
-            p99_ms: row.p99.map(ms),
-        };
+        let planned = judgement.seconds_planned.iter().copied().chain(std::iter::repeat(0.0));
+        let rows = record.rows.iter().zip(planned).enumerate();
         Self {
             target: judgement.target.clone(),
-            workload: judgement.workload.clone(),
-            sent: record.sent,
-            ok: record.ok,
-            failed: record.failed,
-            shed: record.shed,
+            workload: judgement.plan.schedule.clone(),
+            started_unix_s: judgement.started_unix_s,
+            sent: record.counts.sent,
+            ok: record.counts.ok,
+            failed: record.counts.failed(),
+            shed: record.counts.shed,
+            missed_share: record.counts.missed_share(),
             latency_ms,
-            send_latency_ms: latency(&record.send_latency),
+            send_latency_ms: latency(&record.send_latency, missed_us),
             lag_ms,
-            valid: record.sent > 0 && lag_ms.p99.is_some_and(|p99| p99 <= lag_ms_max),
+            lag_ms_max,
+            valid: record.counts.sent > 0 && lag_ms.p99.is_some_and(|p99| p99 <= lag_ms_max),
             interrupted: judgement.interrupted,
             duration_s,
-            rate_rps_mean: if duration_s > 0.0 { record.sent as f64 / duration_s } else { 0.0 },
-            failures: record.failures.clone(),
+            rate_rps_mean: if duration_s > 0.0 { record.counts.sent as f64 / duration_s } else { 0.0 },
+            failures: by_name(&record.counts.failures),
             models: record.models.clone(),
-            slo,
-            seconds: record.rows.iter().enumerate().map(second).collect(),
-            lag_ms_max,
+            slo: slo(record, &judgement),
+            seconds: rows.map(|(t, (row, planned))| second(t, row, planned, missed_us)).collect(),
+            plan: judgement.plan,
+            fleet: judgement.fleet,
         }
     }
 
@@ -159,38 +204,105 @@ impl Report {
     }
 
     /// The verdict in one sentence.
-    fn verdict(&self) -> String {
-        let lag = format!("{} ms (limit {} ms)", show(self.lag_ms.p99), self.lag_ms_max);
+    pub(crate) fn verdict(&self) -> String {
         if self.sent == 0 {
             return "nothing was sent: there is nothing to judge".to_owned();
         }
         if self.interrupted {
-            return "interrupted before the end of the workload: there is no verdict".to_owned();
+            return "interrupted before the end of the schedule: there is no verdict".to_owned();
         }
         if !self.valid {
             return format!(
-                "this run is not to be trusted: the generator itself lagged, p99 {lag}; use a faster machine or \
-                 a lower rate"
+                "this run is not to be trusted: the generator itself lagged, p99 {} ms (limit {} ms); use a \
+                 faster or quieter machine, a lower rate, or allow more with --lag-max",
+                show(self.lag_ms.p99),
+                self.lag_ms_max
             );
         }
-        match self.slo {
-            Some(Slo { p99_ms_max, held: true }) => {
-                format!("p99 {} ms is within {p99_ms_max} ms: the promise held", show(self.latency_ms.p99))
+        let missed = format!("{} failed or were shed", percent(self.missed_share));
+        let Some(slo) = self.slo else {
+            return format!("no promise was asked about (--slo-p99); {missed}");
+        };
+        let side = |held: bool| if held { "within" } else { "over" };
+        let missed = match slo.missed_share_max {
+            Some(max) => format!("{missed}, {} {}", side(self.missed_share <= max), percent(max)),
+            None => missed,
+        };
+        let outcome = if slo.held { "the promise held" } else { "the promise was broken" };
+        match slo.p99_ms_max {
+            Some(max) => {
+                let p99_held = self.latency_ms.p99.is_some_and(|p99| p99 <= max);
+                let p99 = show(self.latency_ms.p99);
+                format!("p99 {p99} ms is {} {max} ms and {missed}: {outcome}", side(p99_held))
             }
-            Some(Slo { p99_ms_max, held: false }) => {
-                format!(
-                    "p99 {} ms is over {p99_ms_max} ms: the promise was broken",
-                    show(self.latency_ms.p99)
-                )
-            }
-            None => "no promise was asked about (--slo-p99)".to_owned(),
+            None => format!("{missed}: {outcome}"),
         }
     }
 }
 
+/// Milliseconds of a percentile; a miss took `missed_us`.
+pub(crate) fn ms(quantile: Quantile, missed_us: u64) -> f64 {
+    match quantile {
+        Quantile::Answered(us) => us as f64 / 1000.0,
+        Quantile::Missed => missed_us as f64 / 1000.0,
+    }
+}
+
+fn latency(latencies: &Latencies, missed_us: u64) -> LatencyMs {
+    let of = |per_mille| latencies.quantile(per_mille).map(|quantile| ms(quantile, missed_us));
+    let max = latencies.slowest().map(|quantile| ms(quantile, missed_us));
+    LatencyMs { p50: of(500), p90: of(900), p99: of(990), p999: of(999), max }
+}
+
+fn slo(record: &Record, judgement: &Judgement) -> Option<Slo> {
+    let p99_ms_max = judgement.slo_p99.map(|slo| slo.as_secs_f64() * 1000.0);
+    let missed_share_max = judgement.failed_max;
+    if p99_ms_max.is_none() && missed_share_max.is_none() {
+        return None;
+    }
+    let p99_held = p99_ms_max.is_none_or(|max| match record.latency.quantile(990) {
+        Some(Quantile::Answered(us)) => us as f64 / 1000.0 <= max,
+        // A miss holds no promise, however long one was allowed to take.
+        Some(Quantile::Missed) | None => false,
+    });
+    let missed_held = missed_share_max.is_none_or(|max| record.counts.missed_share() <= max);
+    // The part of a schedule that was not played might have broken it.
+    Some(Slo { p99_ms_max, missed_share_max, held: p99_held && missed_held && !judgement.interrupted })
+}
+
+fn second(t: usize, row: &Row, planned: f64, missed_us: u64) -> Second {
+    Second {
+        t,
+        planned: (planned * 1000.0).round() / 1000.0,
+        sent: row.counts.sent,
+        ok: row.counts.ok,
+        failed: row.counts.failed(),
+        shed: row.counts.shed,
+        p50_ms: row.p50.map(|quantile| ms(quantile, missed_us)),
+        p99_ms: row.p99.map(|quantile| ms(quantile, missed_us)),
+        failures: by_name(&row.counts.failures),
+    }
+}
+
+fn by_name(failures: &BTreeMap<Failure, u64>) -> BTreeMap<String, u64> {
+    failures.iter().map(|(failure, count)| (failure.kind(), *count)).collect()
+}
+
 /// Milliseconds as people read them.
-fn show(ms: Option<f64>) -> String {
-    ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.1}"))
+pub(crate) fn show(ms: Option<f64>) -> String {
+    match ms {
+        None => "–".to_owned(),
+        // Lags are fractions of a millisecond.
+        Some(ms) if ms < 10.0 => format!("{ms:.2}"),
+        Some(ms) => format!("{ms:.1}"),
+    }
+}
+
+/// A share as people read it, to a hundredth of a per cent at most.
+pub(crate) fn percent(share: f64) -> String {
+    let text = format!("{:.2}", share * 100.0);
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if share > 0.0 && text == "0" { "under 0.01 %".to_owned() } else { format!("{text} %") }
 }
 
 impl fmt::Display for Report {
@@ -220,96 +332,12 @@ impl fmt::Display for Report {
         for (model, count) in &self.models {
             writeln!(f, "answered by {model} × {count}")?;
         }
+        for problem in self.fleet.iter().flat_map(|fleet| &fleet.problems) {
+            writeln!(f, "no replicas or decisions: {problem}")?;
+        }
         writeln!(f, "{}", self.verdict())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::load::record::{Ended, Failure, Outcome};
-
-    fn judgement(slo_ms: u64) -> Judgement {
-        Judgement {
-            target: "http://t/predict".into(),
-            workload: "w.txt".into(),
-            timeout: Duration::from_secs(5),
-            lag_max: Duration::from_millis(50),
-            slo_p99: Some(Duration::from_millis(slo_ms)),
-            interrupted: false,
-        }
-    }
-
-    fn record(outcomes: &[(u64, u64, Outcome)]) -> Record {
-        let mut record = Record::new().unwrap();
-        for (number, (latency_ms, lag_ms, outcome)) in outcomes.iter().enumerate() {
-            let due = Duration::from_millis(number as u64 * 10);
-            record.came_due(due);
-            let (sent, ended) =
-                (due + Duration::from_millis(*lag_ms), due + Duration::from_millis(*latency_ms));
-            record.ended(Ended { due, sent, ended, outcome: outcome.clone() });
-        }
-        record.finish(Duration::from_secs(9));
-        record
-    }
-
-    fn ok(latency_ms: u64) -> (u64, u64, Outcome) {
-        (latency_ms, 1, Outcome::Ok { model: Some("m".into()) })
-    }
-
-    #[test]
-    fn the_promise_is_judged_by_the_latency_from_the_schedule() {
-        let mut outcomes = vec![ok(100); 99];
-        outcomes.push(ok(900));
-        let report = Report::new(&record(&outcomes), &judgement(500));
-        assert!(report.is_good(), "{report}");
-        outcomes.push(ok(900));
-        let report = Report::new(&record(&outcomes), &judgement(500));
-        assert!(!report.is_good());
-        assert!(report.to_string().contains("is over 500 ms: the promise was broken"), "{report}");
-    }
-
-    #[test]
-    fn failed_and_shed_requests_never_flatter() {
-        let mut outcomes = vec![ok(10); 98];
-        outcomes.push((1, 0, Outcome::Shed));
-        outcomes.push((1, 0, Outcome::Failed(Failure::Status(500))));
-        let report = Report::new(&record(&outcomes), &judgement(500));
-        assert_eq!(report.latency_ms.p99, Some(5000.0));
-        assert!(!report.is_good());
-        assert!(!Report::new(&record(&outcomes), &judgement(60_000)).is_good(), "a miss held the promise");
-        assert_eq!((report.ok, report.failed, report.shed), (98, 1, 1));
-    }
-
-    #[test]
-    fn a_generator_that_lags_is_not_trusted() {
-        let outcomes = vec![(60, 55, Outcome::Ok { model: None }); 50];
-        let report = Report::new(&record(&outcomes), &judgement(500));
-        assert!(!report.valid && !report.is_good());
-        assert!(report.to_string().contains("not to be trusted"), "{report}");
-    }
-
-    #[test]
-    fn an_interrupted_run_holds_no_promise() {
-        let cut = Judgement { interrupted: true, ..judgement(500) };
-        let report = Report::new(&record(&vec![ok(100); 50]), &cut);
-        assert!(!report.is_good() && report.slo.is_some_and(|slo| !slo.held));
-        assert!(report.to_string().contains("there is no verdict"), "{report}");
-    }
-
-    #[test]
-    fn a_run_without_an_answer_is_not_good_even_when_no_promise_was_asked_about() {
-        let unasked = || Judgement { slo_p99: None, ..judgement(500) };
-        let refused = vec![(1, 0, Outcome::Failed(Failure::Connect)); 3];
-        assert!(!Report::new(&record(&refused), &unasked()).is_good());
-        assert!(Report::new(&record(&[ok(10)]), &unasked()).is_good());
-    }
-
-    #[test]
-    fn an_empty_run_says_so() {
-        let report = Report::new(&record(&[]), &judgement(500));
-        assert!(!report.is_good());
-        assert_eq!(report.latency_ms.p99, None);
-        assert!(report.to_string().contains("nothing was sent"));
-    }
-}
+pub(crate) mod tests;

@@ -1,12 +1,14 @@
 //! The open loop: sends every request when it is due, whatever became of the ones before.
 //!
-//! Schedule, stop and latency clock are values: an iterator of instants, a [`Shutdown`], and the instant of
-//! the start from which all three of a request's instants (due, sent, ended) are counted.
+//! Schedule, stop and latency clock are values: a [`Pacer`], a [`Shutdown`], and the instant of the start from
+//! which all three of a request's instants (due, sent, ended) are counted.
 //!
 //! **Invariant**: a request is never held back. It is sent when due, or, over `in_flight_max`, failed on the
-//! spot; what the loop or the runtime adds on the way shows as lag.
-use crate::load::record::{Ended, Failure, Outcome, Record, Snapshot};
-use crate::logic::arrivals::{Plan, Spacing};
+//! spot; what the pacer, the loop or the runtime adds on the way shows as lag.
+use crate::load::outcome::{Ended, Failure, Outcome};
+use crate::load::pacer::Pacer;
+use crate::load::record::{Counting, Record, Snapshot};
+use crate::logic::arrivals::Plan;
 use crate::net::shutdown::Shutdown;
 use std::future::Future;
 use std::pin::Pin;
@@ -26,11 +28,15 @@ pub(crate) trait Exchange: Send + Sync + 'static {
 }
 
 /// What a run needs to know.
-pub(crate) struct Run<'a> {
+pub(crate) struct Run<P> {
+    /// What is planned, for the live line.
+    pub(crate) plan: Plan,
     /// When requests are due.
-    pub(crate) plan: &'a Plan,
-    /// How they are spread.
-    pub(crate) spacing: Spacing,
+    pub(crate) pacer: P,
+    /// When the plan starts.
+    pub(crate) start: Instant,
+    /// What of it is counted.
+    pub(crate) counting: Counting,
     /// Requests under way at once; one more fails.
     pub(crate) in_flight_max: usize,
     /// Draining stops sending, aborting also gives up what is under way.
@@ -40,11 +46,18 @@ pub(crate) struct Run<'a> {
 }
 
 /// Sends what the plan says and waits for every answer. The flag tells whether it was stopped before the end.
-pub(crate) async fn send<E: Exchange>(run: Run<'_>, exchange: E) -> anyhow::Result<(Record, bool)> {
+///
+/// Best spawned: the loop then runs on a worker of the runtime, which goes on with the request itself, without
+/// another thread to wake.
+pub(crate) async fn send<P: Pacer, E: Exchange>(
+    run: Run<P>,
+    exchange: Arc<E>,
+) -> anyhow::Result<(Record, bool)> {
     let mut state = Loop {
         plan: run.plan,
-        start: Instant::now(),
-        record: Record::new()?,
+        pacer: run.pacer,
+        start: run.start,
+        record: Record::new(run.counting)?,
         requests: JoinSet::new(),
         progress: run.progress,
         ticks: tokio::time::interval(SNAPSHOT_EVERY),
@@ -52,20 +65,15 @@ pub(crate) async fn send<E: Exchange>(run: Run<'_>, exchange: E) -> anyhow::Resu
     state.ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let (drained, aborted) = (run.shutdown.drained(), run.shutdown.aborted());
     tokio::pin!(drained, aborted);
-    let exchange = Arc::new(exchange);
-    // Quiet lines at the end are part of the plan: the target is watched while it has nothing to do.
-    let instants = run.plan.instants(run.spacing).map(Some).chain(std::iter::once(None));
-    let mut interrupted = false;
-    for (index, due) in (0..).zip(instants) {
-        let until = due.unwrap_or_else(|| run.plan.duration());
-        if state.collect_until(state.start + until, drained.as_mut()).await.is_stopped() {
-            interrupted = true;
-            break;
+    let mut index = 0;
+    let interrupted = loop {
+        match state.collect_until_due(drained.as_mut()).await {
+            Wake::Due(due) => state.request(index, due, run.in_flight_max, &exchange),
+            Wake::Over => break false,
+            Wake::Stopped => break true,
         }
-        if let Some(due) = due {
-            state.request(index, due, run.in_flight_max, &exchange);
-        }
-    }
+        index += 1;
+    };
     // Each exchange has its own time-out, so this ends.
     state.collect_all(aborted).await;
     state.record.finish(state.start.elapsed());
@@ -73,20 +81,15 @@ pub(crate) async fn send<E: Exchange>(run: Run<'_>, exchange: E) -> anyhow::Resu
 }
 
 /// Why the loop stopped waiting.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Wake {
-    Due,
+    Due(Duration),
+    Over,
     Stopped,
 }
 
-impl Wake {
-    fn is_stopped(self) -> bool {
-        self == Self::Stopped
-    }
-}
-
-struct Loop<'a> {
-    plan: &'a Plan,
+struct Loop<P> {
+    plan: Plan,
+    pacer: P,
     start: Instant,
     record: Record,
     requests: JoinSet<Ended>,
@@ -94,24 +97,22 @@ struct Loop<'a> {
     ticks: Interval,
 }
 
-impl Loop<'_> {
-    /// Takes in answers until `due` or until `stop` resolves.
-    async fn collect_until(&mut self, due: Instant, mut stop: Pin<&mut impl Future<Output = ()>>) -> Wake {
-        let sleep = tokio::time::sleep_until(due);
-        tokio::pin!(sleep);
+impl<P: Pacer> Loop<P> {
+    /// Takes in answers until a request is due, the plan is over or `stop` resolves.
+    async fn collect_until_due(&mut self, mut stop: Pin<&mut (impl Future<Output = ()> + Send)>) -> Wake {
         loop {
             tokio::select! {
                 biased;
                 () = &mut stop => return Wake::Stopped,
                 _ = self.ticks.tick() => self.tell(),
-                () = &mut sleep => return Wake::Due,
+                due = self.pacer.next() => return due.map_or(Wake::Over, Wake::Due),
                 Some(ended) = self.requests.join_next() => self.take(ended),
             }
         }
     }
 
     /// Takes in the answers still to come; gives them up when `stop` resolves.
-    async fn collect_all(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) {
+    async fn collect_all(&mut self, mut stop: Pin<&mut (impl Future<Output = ()> + Send)>) {
         loop {
             tokio::select! {
                 biased;
@@ -165,8 +166,9 @@ impl Loop<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::record::Quantile;
-    use crate::logic::arrivals::{Pace, Workload};
+    use crate::load::latencies::Quantile;
+    use crate::logic::arrivals::{Instants, Pace, Spacing, Workload};
+    use std::iter::Peekable;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Answers every request after `service`, one at a time where `queued`, and stands still until `stall`.
@@ -208,18 +210,38 @@ mod tests {
         Plan::new(&Workload::parse(text).unwrap(), Pace::default(), 1_000_000).unwrap()
     }
 
-    fn run(plan: &Plan, in_flight_max: usize, shutdown: Shutdown) -> Run<'_> {
+    /// Waits by the runtime's clock, which these tests pause.
+    struct RuntimePacer {
+        instants: Peekable<Instants>,
+        start: Instant,
+        end: Duration,
+    }
+
+    impl Pacer for RuntimePacer {
+        async fn next(&mut self) -> Option<Duration> {
+            let due = self.instants.peek().copied().unwrap_or(self.end);
+            tokio::time::sleep_until(self.start + due).await;
+            self.instants.next()
+        }
+    }
+
+    fn run(plan: &Plan, in_flight_max: usize, shutdown: Shutdown) -> Run<RuntimePacer> {
+        let start = Instant::now();
+        let instants = plan.instants(Spacing::Even).peekable();
+        let pacer = RuntimePacer { instants, start, end: plan.duration() };
         let progress = watch::channel(Snapshot::default()).0;
-        Run { plan, spacing: Spacing::Even, in_flight_max, shutdown, progress }
+        let counting = Counting::ALL;
+        Run { plan: plan.clone(), pacer, start, counting, in_flight_max, shutdown, progress }
     }
 
     #[tokio::test(start_paused = true)]
     async fn every_request_is_sent_when_due_and_answered() {
         let plan = plan("10\n0\n20\n0\n");
         let begun = Instant::now();
-        let (record, interrupted) = send(run(&plan, 64, Shutdown::new()), Target::new(50)).await.unwrap();
-        assert_eq!((record.sent, record.ok, interrupted), (30, 30, false));
-        assert_eq!(record.rows.iter().map(|row| row.ok).collect::<Vec<_>>(), [10, 0, 20]);
+        let (record, interrupted) =
+            send(run(&plan, 64, Shutdown::new()), Arc::new(Target::new(50))).await.unwrap();
+        assert_eq!((record.counts.sent, record.counts.ok, interrupted), (30, 30, false));
+        assert_eq!(record.rows.iter().map(|row| row.counts.ok).collect::<Vec<_>>(), [10, 0, 20]);
         assert_eq!(record.latency.quantile(500), record.latency.quantile(990));
         // Quiet lines at the end are played too.
         assert_eq!(begun.elapsed(), Duration::from_secs(4));
@@ -229,21 +251,21 @@ mod tests {
     async fn a_stall_shows_in_the_latency_of_everything_that_was_due_meanwhile() {
         let plan = plan("10\n5\n");
         let stalled = Target { stall: Duration::from_secs(1), ..Target::new(5) };
-        let (record, _) = send(run(&plan, 64, Shutdown::new()), stalled).await.unwrap();
+        let (record, _) = send(run(&plan, 64, Shutdown::new()), Arc::new(stalled)).await.unwrap();
         let Some(Quantile::Answered(p99_us)) = record.latency.quantile(990) else { panic!() };
         assert!((950_000..1_000_000).contains(&p99_us), "{p99_us}");
         // A closed loop would have sent one request in the first second and seen one slow answer.
         let Some(Quantile::Answered(p50_us)) = record.latency.quantile(500) else { panic!() };
         assert!(p50_us > 50_000, "{p50_us}");
-        assert_eq!(record.rows[0].sent, 10);
+        assert_eq!(record.rows[0].counts.sent, 10);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_overloaded_target_does_not_slow_the_schedule() {
         let plan = plan("10\n10\n");
         let queued = Target { queue: Some(tokio::sync::Mutex::new(())), ..Target::new(200) };
-        let (record, _) = send(run(&plan, 64, Shutdown::new()), queued).await.unwrap();
-        assert_eq!(record.rows.iter().map(|row| row.sent).collect::<Vec<_>>(), [10, 10]);
+        let (record, _) = send(run(&plan, 64, Shutdown::new()), Arc::new(queued)).await.unwrap();
+        assert_eq!(record.rows.iter().map(|row| row.counts.sent).collect::<Vec<_>>(), [10, 10]);
         // Twenty requests of 0.2 s one after the other: the last, due at 1.95 s, ends at 4.05 s.
         let Some(Quantile::Answered(slowest_us)) = record.latency.slowest() else { panic!() };
         assert!((2_090_000..2_120_000).contains(&slowest_us), "{slowest_us}");
@@ -254,9 +276,9 @@ mod tests {
         let plan = plan("10\n");
         let target = Target::new(5_000);
         let called = Arc::clone(&target.called);
-        let (record, _) = send(run(&plan, 3, Shutdown::new()), target).await.unwrap();
-        assert_eq!((record.sent, record.ok, record.failed), (10, 3, 7));
-        assert_eq!(record.failures["cap"], 7);
+        let (record, _) = send(run(&plan, 3, Shutdown::new()), Arc::new(target)).await.unwrap();
+        assert_eq!((record.counts.sent, record.counts.ok, record.counts.failed()), (10, 3, 7));
+        assert_eq!(record.counts.failures[&Failure::Cap], 7);
         assert_eq!(called.load(Ordering::Relaxed), 3);
         assert!(record.missed_us_max < 2_000, "{}", record.missed_us_max);
     }
@@ -275,13 +297,14 @@ mod tests {
                     asked.abort();
                 }
             };
-            let (outcome, ()) = tokio::join!(send(run(&plan, 64, shutdown), Target::new(300)), signals);
+            let (outcome, ()) =
+                tokio::join!(send(run(&plan, 64, shutdown), Arc::new(Target::new(300))), signals);
             let (record, interrupted) = outcome.unwrap();
             assert!(interrupted);
-            assert_eq!(record.sent, 10);
+            assert_eq!(record.counts.sent, 10);
             let (ok, aborted) = if second_signal { (7, 3) } else { (10, 0) };
-            assert_eq!((record.ok, record.failed), (ok, aborted));
-            assert_eq!(record.failures.get("aborted").copied().unwrap_or(0), aborted);
+            assert_eq!((record.counts.ok, record.counts.failed()), (ok, aborted));
+            assert_eq!(record.counts.failures.get(&Failure::Aborted).copied().unwrap_or(0), aborted);
         }
     }
 
@@ -297,8 +320,8 @@ mod tests {
             count
         };
         let run = Run { progress, ..run(&plan, 64, Shutdown::new()) };
-        let (outcome, count) = tokio::join!(send(run, Target::new(1)), watching);
-        assert_eq!(outcome.unwrap().0.sent, 6000);
+        let (outcome, count) = tokio::join!(send(run, Arc::new(Target::new(1))), watching);
+        assert_eq!(outcome.unwrap().0.counts.sent, 6000);
         assert!((3..=5).contains(&count), "{count}");
     }
 }

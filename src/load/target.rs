@@ -2,8 +2,8 @@
 //!
 //! **Invariant**: an exchange takes at most `timeout` and reads at most `answer_bytes_max`; a success whose
 //! answer did not arrive whole in that is a failure.
+use crate::load::outcome::{Failure, Outcome};
 use crate::load::photos::Photo;
-use crate::load::record::{Failure, Outcome};
 use crate::load::send::Exchange;
 use crate::net::client;
 use crate::net::shutdown::Shutdown;

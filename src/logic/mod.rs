@@ -7,5 +7,6 @@ pub mod health;
 pub mod histogram;
 pub mod policy;
 pub mod queue;
+pub mod search;
 pub mod service;
 pub mod window;
