@@ -36,7 +36,7 @@ fn routes() -> Vec<(&'static str, Route)> {
         ("/v2/models/{model}/versions/{version}/config", get(v2::about::config)),
         ("/v2/models/{model}/versions/{version}/infer", infer()),
         ("/v1/models", get(v1::models)),
-        ("/v1/models/{model}", inference(v1::predict).get(v1::model)),
+        ("/v1/models/{model}", inference(v1::predict).get(v1::model).fallback(v1::other)),
         ("/ping", get(torchserve::ping)),
         ("/predictions/{model}", predictions()),
         ("/predictions/{model}/{version}", predictions()),

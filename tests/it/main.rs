@@ -3,6 +3,7 @@
 
 mod autoscale;
 mod cli;
+mod dialects;
 mod dispatch;
 mod floors;
 mod kubernetes_scaler;

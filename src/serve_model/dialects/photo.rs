@@ -2,7 +2,7 @@
 use super::tensor::Base64;
 use crate::net::error::ApiError;
 use axum::body::Body;
-use axum::extract::{FromRequest as _, Multipart, Request};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Multipart, Request};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
@@ -32,10 +32,12 @@ pub async fn find(headers: &HeaderMap, body: Bytes, bytes_max: usize) -> Result<
 }
 
 async fn multipart(content_type: &str, body: Bytes, bytes_max: usize) -> Result<Bytes, ApiError> {
-    let request = Request::post("/")
+    let mut request = Request::post("/")
         .header(header::CONTENT_TYPE, content_type)
         .body(Body::from(body))
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    // The body is here already, within its own limit; axum's would be smaller.
+    DefaultBodyLimit::disable().apply(&mut request);
     let wrong = |error: &dyn std::fmt::Display| {
         ApiError::bad_request(format!("the multipart body cannot be read: {error}"))
     };
@@ -96,5 +98,18 @@ mod tests {
         check("application/json", r#"{"image":"***"}"#, Err("not base64")).await;
         check("application/json", "{}", Err("must be {\"image\"")).await;
         check("image/png", "", Err("the body is empty")).await;
+    }
+
+    #[tokio::test]
+    async fn a_form_may_be_as_long_as_a_body() {
+        let photo = "x".repeat(5 << 20);
+        let form =
+            format!("--x\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n{photo}\r\n--x--\r\n");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, "multipart/form-data; boundary=x".parse().unwrap());
+        let found = find(&headers, form.clone().into(), 10 << 20).await.unwrap();
+        assert_eq!(found.len(), photo.len());
+        let refused = find(&headers, form.into(), 1 << 20).await.unwrap_err();
+        assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
     }
 }

@@ -81,6 +81,12 @@ pub(in crate::serve_model) async fn predict(
     Ok(ask::with_timing(response, ask::longest(&found)))
 }
 
+/// Every other method, at either path.
+pub(in crate::serve_model) async fn other(method: Method, uri: Uri) -> Response {
+    let allowed = if uri.path().ends_with(PREDICT) { "POST" } else { "GET,HEAD" };
+    not_allowed(method, uri, allowed).await
+}
+
 async fn not_allowed(method: Method, uri: Uri, allowed: &'static str) -> Response {
     let mut response = error::method_not_allowed(method, uri).await.into_response();
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));

@@ -70,6 +70,8 @@ struct BodyParameters {
 /// theirs all kinds of names.
 #[derive(Deserialize)]
 struct BodyInput {
+    #[serde(rename = "name")]
+    _name: Option<String>,
     shape: Vec<u64>,
     datatype: String,
     parameters: Option<InputParameters>,
