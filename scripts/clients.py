@@ -13,7 +13,7 @@ import httpx
 import numpy
 import tritonclient.http as triton
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
-from kserve.infer_type import RequestedOutput
+from kserve.protocol.infer_type import RequestedOutput
 from PIL import Image
 
 MODEL = "default"

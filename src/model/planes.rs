@@ -47,8 +47,7 @@ pub fn tensor(planes: &[u8], side: usize) -> Result<Tensor, PlanesError> {
     let mut values = vec![0.0; 3 * pixels];
     for (at, bytes) in planes.as_chunks::<4>().0.iter().enumerate() {
         let value = f32::from_le_bytes(*bytes);
-        // Also true of NaN, which compares with nothing.
-        if !(value.abs() <= VALUE_MAX) {
+        if value.is_nan() || value.abs() > VALUE_MAX {
             return Err(PlanesError::Value { at, value });
         }
         values[at % pixels * 3 + at / pixels] = value;

@@ -1,4 +1,5 @@
 //! The dialects of other model servers, as their clients speak them, and the document that describes all paths.
+#![allow(clippy::needless_pass_by_value)] // what `json!` makes is handed on as it is
 use crate::serve_model::{GOLDFISH, photo, refusal, replica};
 use crate::support::{Running, client, flags};
 use base64::Engine as _;

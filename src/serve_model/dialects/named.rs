@@ -1,6 +1,6 @@
 //! The network that a path names.
-use super::super::State;
 use crate::net::error::ApiError;
+use crate::serve_model::State;
 use axum::extract::{FromRequestParts, Path};
 use http::StatusCode;
 use http::request::Parts;

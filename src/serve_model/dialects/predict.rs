@@ -1,8 +1,8 @@
 //! `POST /predict`, our own dialect.
-use super::super::ask::{self, Shared};
 use super::photo;
 use crate::net::error::ApiError;
 use crate::net::wire::ClassifyAnswer;
+use crate::serve_model::ask::{self, Shared};
 use axum::Json;
 use axum::extract::{Query, Request, State, rejection::QueryRejection};
 use axum::response::{IntoResponse as _, Response};

@@ -70,7 +70,7 @@ impl<'de> Deserialize<'de> for Elements {
     }
 }
 
-/// Adds one element, or every element of a nested array. serde_json bounds the nesting.
+/// Adds one element, or every element of a nested array. `serde_json` bounds the nesting.
 struct Into<'a>(&'a mut Elements);
 
 impl<'de> DeserializeSeed<'de> for Into<'_> {

@@ -1,9 +1,9 @@
 //! TorchServe's inference API: `/ping` and `/predictions/{model}`.
-use super::super::ask::{self, Shared};
 use super::named::Named;
 use super::photo;
 use crate::model::Prediction;
 use crate::net::error::ApiError;
+use crate::serve_model::ask::{self, Shared};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};

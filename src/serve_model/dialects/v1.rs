@@ -1,12 +1,12 @@
 //! KServe's V1 protocol: `/v1/models/{model}:predict` with a list of instances.
-use super::super::ask::{self, Shared};
-use super::super::job::{Input, Wanted};
 use super::Bounds;
 use super::named;
 use super::predict::Parameters;
 use super::tensor::Base64;
 use crate::model::{Prediction, planes};
 use crate::net::error::{self, ApiError};
+use crate::serve_model::ask::{self, Shared};
+use crate::serve_model::job::{Input, Wanted};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State, rejection::PathRejection};

@@ -1,8 +1,8 @@
 //! Health, and what the server and its model are.
-use super::super::super::State as Server;
-use super::super::super::ask::Shared;
-use super::super::named::{Named, VERSION};
 use super::request::OutputName;
+use crate::serve_model::State as Server;
+use crate::serve_model::ask::Shared;
+use crate::serve_model::dialects::named::{Named, VERSION};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -164,7 +164,8 @@ pub(in crate::serve_model) async fn config(State(state): Shared, _: Named) -> Re
 }
 
 fn tensors(state: &Server) -> ([Tensor; 2], [Tensor; 2]) {
-    let (classes, side) = (state.model.classes() as i64, state.model.input_size() as i64);
+    let length = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+    let (classes, side) = (length(state.model.classes()), length(state.model.input_size()));
     let preprocessing = state.model.preprocessing();
     let normalisation = preprocessing.normalisation;
     let preparation = Preparation {

@@ -1,10 +1,10 @@
 //! The answer to an inference request: JSON, and behind it the outputs that are wanted as bytes.
-use super::super::super::job::{Classified, Scores};
-use super::super::named::VERSION;
 use super::INFERENCE_HEADER_CONTENT_LENGTH;
 use super::request::{Output, OutputName};
 use crate::model::Prediction;
 use crate::net::error::ApiError;
+use crate::serve_model::dialects::named::VERSION;
+use crate::serve_model::job::{Classified, Scores};
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderValue, StatusCode, header};

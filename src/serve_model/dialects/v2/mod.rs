@@ -3,10 +3,10 @@ pub mod about;
 pub(super) mod answer;
 pub mod request;
 
-use super::super::ask::{self, Shared};
-use super::super::job::Wanted;
 use super::named::Named;
 use crate::net::error::ApiError;
+use crate::serve_model::ask::{self, Shared};
+use crate::serve_model::job::Wanted;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{HeaderMap, HeaderName};

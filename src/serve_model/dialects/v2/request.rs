@@ -2,11 +2,11 @@
 //!
 //! **Invariant**: the images of a binary request share the body's memory; nothing is allocated for a size that the
 //! request states before the bytes for it are there.
-use super::super::super::job::Input;
-use super::super::Bounds;
-use super::super::tensor::Elements;
 use crate::model::planes;
 use crate::net::error::ApiError;
+use crate::serve_model::dialects::Bounds;
+use crate::serve_model::dialects::tensor::Elements;
+use crate::serve_model::job::Input;
 use bytes::{Buf as _, Bytes};
 use serde::Deserialize;
 

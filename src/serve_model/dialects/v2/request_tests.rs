@@ -1,4 +1,5 @@
 //! Tests of the request's parser.
+#![allow(clippy::needless_pass_by_value)] // what `json!` makes is handed on as it is
 use super::*;
 use http::StatusCode;
 use proptest::prelude::*;
