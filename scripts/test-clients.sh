@@ -29,6 +29,7 @@ cleanup() {
     if [[ $status -ne 0 ]]; then
         tail -n 20 "$scratch/server.log" >&2 || true
     fi
+    cd /
     rm -rf "$scratch"
     exit "$status"
 }
@@ -53,4 +54,9 @@ url=$(sed -n 's/.*"ready":"\([^"]*\)".*/\1/p' <<<"$ready")
 [[ -n $url ]] || fail "the server does not say where it listens: $ready"
 
 "$clients/bin/python" scripts/clients.py "$url" tests/photos/goldfish.jpg goldfish
-PYTHONPATH=scripts "$clients/bin/schemathesis" --config-file scripts/schemathesis.toml run "$@" "$url/openapi.json"
+# In the scratch folder, since it keeps notes where it runs.
+root=$PWD
+clients=$(realpath "$clients")
+cd "$scratch"
+PYTHONPATH="$root/scripts" "$clients/bin/schemathesis" --config-file "$root/scripts/schemathesis.toml" \
+    run "$@" "$url/openapi.json"
