@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-page test-metrics test-zoo test-measure check bench bench-serve bench-kernels bench-proxy chaos fmt demo weights image minikube-up minikube-down clean
+.PHONY: help build test test-page test-metrics test-zoo test-measure test-clients check bench bench-serve bench-kernels bench-proxy chaos fmt demo weights image minikube-up minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -41,6 +41,10 @@ test-measure: ## The feature `measure`: clippy, docs and tests of what `bench-ke
 	$(CARGO) clippy --locked --all-targets --features measure -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features measure
 	$(CARGO) test --locked --lib --features measure measure
+
+test-clients: ## Ask a replica with the clients of Triton, KServe and TorchServe, and hold its OpenAPI document against it
+	$(CARGO) build --locked
+	scripts/test-clients.sh --max-examples 50
 
 check: test ## `test`, and licences, advisories and sources of the dependencies (needs cargo-deny)
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \

@@ -5,6 +5,7 @@
 use super::State;
 use super::forward::{ask, infer};
 use crate::net::error::{self, ApiError};
+use crate::net::openapi;
 use axum::Router;
 use axum::extract::{Path, Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
@@ -65,6 +66,7 @@ fn router(state: Arc<State>) -> Router {
         .route("/v2/models/{model}/infer", inference.clone())
         .route("/v2/models/{model}/versions/{version}", question.clone())
         .route("/v2/models/{model}/versions/{version}/ready", question.clone())
+        .route("/v2/models/{model}/versions/{version}/config", question.clone())
         .route("/v2/models/{model}/versions/{version}/infer", inference.clone())
         .route("/v2/repository/index", post(ask))
         // KServe V1
@@ -77,6 +79,7 @@ fn router(state: Arc<State>) -> Router {
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi::document))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .with_state(state)

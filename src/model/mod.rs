@@ -1,7 +1,8 @@
 //! Synchronous inference: image bytes to the network's input, to logits, to named probabilities.
 //!
 //! [`network`] describes the networks as tables, [`weights`] reads and checks their tensors, `assemble` makes
-//! layers of them, [`forward`] runs them on the operations of [`kernels`], [`image`] decodes photos, [`labels`] names the classes. [`zoo`] has
+//! layers of them, [`forward`] runs them on the operations of [`kernels`], [`image`] decodes photos, [`planes`] takes
+//! tensors instead, [`labels`] names the classes. [`zoo`] has
 //! other networks, on candle's own kernels.
 //!
 //! **Invariant**: everything runs on the calling thread and on no other, so that whoever owns the threads
@@ -13,6 +14,7 @@ pub mod kernels;
 pub mod labels;
 mod load;
 pub mod network;
+pub mod planes;
 pub mod quantise;
 pub mod weights;
 pub mod zoo;
@@ -20,10 +22,11 @@ pub mod zoo;
 pub use forward::{Classifier, Session, SessionSize};
 pub use image::{DecodeError, Decoder};
 pub use load::{Precision, check_file, embedded};
+pub use planes::PlanesError;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::isa::Level;
-use network::{Description, NETWORKS};
+use network::{Description, NETWORKS, Preprocessing};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use weights::WeightsError;
@@ -206,6 +209,12 @@ impl Model {
         self.description.preprocessing.crop as usize
     }
 
+    /// How a photo becomes the network's input.
+    #[must_use]
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.description.preprocessing
+    }
+
     /// Threads that work on one image together.
     #[must_use]
     pub fn threads_per_image(&self) -> usize {
@@ -232,6 +241,11 @@ impl Model {
     /// As [`decode`](Self::decode), with a decoder that keeps its buffers from photo to photo.
     pub fn decode_with(&self, decoder: &mut Decoder, bytes: &[u8]) -> Result<Tensor, DecodeError> {
         decoder.tensor(bytes, &self.description.preprocessing, self.pixels_max)
+    }
+
+    /// A tensor that a client has prepared itself, see [`planes`], to the network's input.
+    pub fn planes(&self, planes: &[u8]) -> Result<Tensor, PlanesError> {
+        planes::tensor(planes, self.input_size())
     }
 
     /// Memory for one thread that classifies up to `images_max` images at once.
@@ -287,15 +301,22 @@ impl ModelSession {
     }
 }
 
-/// Index and softmax probability of the `k` largest logits.
-fn most_probable(logits: &[f32], k: usize) -> Vec<(usize, f32)> {
+/// Softmax probability of each logit.
+#[must_use]
+pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let scaled: Vec<f64> = logits.iter().map(|logit| f64::from(logit - largest).exp()).collect();
     let total: f64 = scaled.iter().sum();
+    scaled.into_iter().map(|value| (value / total) as f32).collect()
+}
+
+/// Index and softmax probability of the `k` largest logits.
+fn most_probable(logits: &[f32], k: usize) -> Vec<(usize, f32)> {
+    let probabilities = softmax(logits);
     let mut order: Vec<usize> = (0..logits.len()).collect();
     // The sort is stable, so that equals stay in the order of their index.
     order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-    order.into_iter().take(k).map(|index| (index, (scaled[index] / total) as f32)).collect()
+    order.into_iter().take(k).map(|index| (index, probabilities[index])).collect()
 }
 
 #[cfg(test)]

@@ -3,44 +3,14 @@
 //! **Invariant**: at most `queue_max` images wait, beyond those that idle workers are about to take; a batch is
 //! the head of the line in its order; whoever waits here wakes when an image comes, when the batch's wait is
 //! over, or when the line is closed. An image whose client is gone or whose time ran out is in no batch.
+use super::job::Job;
 use crate::logic::batch::{Batcher, Decision, Reason, Waiting};
 use crate::net::error::ApiError;
-use crate::net::wire::ClassifyAnswer;
-use bytes::Bytes;
-use http::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
-
-/// An image to classify.
-pub(super) struct Job {
-    pub(super) image: Bytes,
-    pub(super) top_k: usize,
-    pub(super) queued_at: Instant,
-    pub(super) expires_at: Instant,
-    pub(super) reply: oneshot::Sender<Result<ClassifyAnswer, ApiError>>,
-}
-
-impl Job {
-    /// Whether nobody would read its answer.
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.reply.is_closed()
-    }
-
-    pub(super) fn is_expired(&self, now: Instant) -> bool {
-        now >= self.expires_at
-    }
-
-    /// Answers that the time ran out.
-    pub(super) fn expire(self, counter: &Counter) {
-        counter.inc();
-        let message = "the time ran out before the image was decoded";
-        let _ = self.reply.send(Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, message)));
-    }
-}
 
 /// Images that a worker has to work on together.
 pub(super) struct Batch {
@@ -83,19 +53,27 @@ impl Line {
         Self { state: Mutex::new(state), changed: Condvar::new(), queue_max, epoch: Instant::now(), expired }
     }
 
-    /// Joins the line, or is refused at once.
-    pub(super) fn submit(&self, job: Job) -> Result<(), ApiError> {
+    /// Joins the line, all or none: where there is no room for all, they are refused at once.
+    pub(super) fn submit<Jobs>(&self, jobs: Jobs) -> Result<(), ApiError>
+    where
+        Jobs: IntoIterator<Item = Job, IntoIter: ExactSizeIterator>,
+    {
+        let jobs = jobs.into_iter();
+        let joining = jobs.len();
         let mut state = self.lock();
         if state.closed {
             return Err(ApiError::unavailable("the workers have stopped"));
         }
         let about_to_go = state.workers_idle.saturating_mul(state.batcher.images_max());
-        if state.jobs.len() >= self.queue_max.saturating_add(about_to_go) {
+        let length_max = self.queue_max.saturating_add(about_to_go);
+        if state.jobs.len().saturating_add(joining) > length_max {
             return Err(ApiError::unavailable("every worker is busy and the queue is full"));
         }
-        state.jobs.push_back(job);
+        state.jobs.extend(jobs);
         drop(state);
-        self.changed.notify_one();
+        for _ in 0..joining {
+            self.changed.notify_one();
+        }
         Ok(())
     }
 
@@ -186,10 +164,12 @@ impl State {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::job::{Answer, Input, Wanted};
     use super::*;
+    use bytes::Bytes;
+    use http::StatusCode;
     use std::thread;
-
-    pub(in crate::serve_model) type Answer = oneshot::Receiver<Result<ClassifyAnswer, ApiError>>;
+    use tokio::sync::oneshot;
 
     const FAR: Duration = Duration::from_secs(600);
 
@@ -197,22 +177,29 @@ pub(super) mod tests {
     pub(in crate::serve_model) fn job(image: &'static [u8], left: Duration) -> (Job, Answer) {
         let (reply, answer) = oneshot::channel();
         let queued_at = Instant::now();
-        let image = Bytes::from_static(image);
-        (Job { image, top_k: 1, queued_at, expires_at: queued_at + left, reply }, answer)
+        let input = Input::Encoded(Bytes::from_static(image));
+        let wanted = Wanted { top_k: 1, scores: false };
+        (Job { input, wanted, queued_at, expires_at: queued_at + left, reply }, answer)
     }
 
     fn submit(line: &Line, images: &[&'static [u8]]) -> Vec<Answer> {
         let submit = |image: &&'static [u8]| {
             let (job, answer) = job(image, FAR);
-            line.submit(job).unwrap();
+            line.submit([job]).unwrap();
             answer
         };
         images.iter().map(submit).collect()
     }
 
+    fn bytes(job: &Job) -> Bytes {
+        match &job.input {
+            Input::Encoded(bytes) | Input::Planes(bytes) => bytes.clone(),
+        }
+    }
+
     fn take(line: &Line) -> Option<Vec<Bytes>> {
         let batch = line.take(&Measured::default())?;
-        Some(batch.jobs.into_iter().map(|job| job.image).collect())
+        Some(batch.jobs.into_iter().map(|job| bytes(&job)).collect())
     }
 
     #[test]
@@ -223,17 +210,29 @@ pub(super) mod tests {
         assert_eq!(take(&line).unwrap(), ["a", "b", "c"]);
         assert_eq!(take(&line).unwrap(), ["d", "e"]);
         assert_eq!(take(&line), None);
-        assert_eq!(line.submit(job(b"f", FAR).0).unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(line.submit([job(b"f", FAR).0]).unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]
     fn the_line_is_bounded() {
         let line = Line::new(2, 4, Counter::default());
         let _answers = submit(&line, &[b"a", b"b"]);
-        let refused = line.submit(job(b"c", FAR).0).unwrap_err();
+        let refused = line.submit([job(b"c", FAR).0]).unwrap_err();
         assert_eq!((refused.status.as_u16(), refused.retry_after_s), (503, Some(1)));
         assert_eq!(take(&line).unwrap(), ["a", "b"]);
         let _answers = submit(&line, &[b"c"]);
+    }
+
+    #[test]
+    fn images_of_a_request_join_together_or_not_at_all() {
+        let line = Line::new(3, 4, Counter::default());
+        let _answer = submit(&line, &[b"a"]);
+        let three: Vec<_> = (0..3).map(|_| job(b"x", FAR).0).collect();
+        assert_eq!(line.submit(three).unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
+        let (jobs, _answers): (Vec<_>, Vec<_>) = [job(b"b", FAR), job(b"c", FAR)].into_iter().unzip();
+        line.submit(jobs).unwrap();
+        line.close();
+        assert_eq!(take(&line).unwrap(), ["a", "b", "c"]);
     }
 
     #[test]
@@ -241,13 +240,13 @@ pub(super) mod tests {
         let line = Line::new(10, 2, Counter::default());
         let mut answers = submit(&line, &[b"gone", b"a", b"gone", b"gone"]);
         let (late, mut late_answer) = job(b"late", Duration::ZERO);
-        line.submit(late).unwrap();
+        line.submit([late]).unwrap();
         answers.extend(submit(&line, &[b"b", b"c"]));
         for at in [0, 2, 3] {
             answers[at].close();
         }
         let batch = line.take(&Measured::default()).unwrap();
-        assert_eq!(batch.jobs.iter().map(|job| &job.image[..]).collect::<Vec<_>>(), [b"a", b"b"]);
+        assert_eq!(batch.jobs.iter().map(bytes).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!((batch.reason, line.expired.get()), (Reason::Full, 1));
         assert_eq!(late_answer.try_recv().unwrap().unwrap_err().status, StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(take(&line).unwrap(), ["c"]);

@@ -1,22 +1,24 @@
 //! One model replica over HTTP.
 //!
 //! **Invariant**: inference runs on the worker threads alone; a handler only reads, waits and writes.
-mod forms;
+mod ask;
+pub mod dialects;
+mod job;
 mod line;
 mod metrics;
-mod predict;
+mod observe;
 mod presence;
+mod routes;
 mod worker;
+
+pub use job::Input;
 
 use crate::model::{Model, ModelArgs};
 use crate::net::serve::{self, Limits, duration};
-use crate::net::wire::Readiness;
-use crate::net::{client, error, shutdown::Shutdown};
+use crate::net::{client, shutdown::Shutdown};
 use anyhow::{Context as _, ensure};
-use axum::extract::State as Shared;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use http::StatusCode;
+use dialects::Bounds;
+use routes::router;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +53,7 @@ pub struct Args {
 }
 
 /// How a replica works.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[group(id = "serve_model_settings")]
 pub struct Settings {
     /// Worker threads, each with one batch at a time [default: the CPUs that the cgroup allows]
@@ -64,6 +66,12 @@ pub struct Settings {
     /// Images that may wait for a worker; further ones are answered 503 at once
     #[arg(long, env = "ELASTIC_QUEUE_MAX", default_value_t = 64, value_name = "N")]
     pub queue_max: usize,
+    /// Most images in one request of the dialects that take several; never more than --queue-max, or one
+    #[arg(long, env = "ELASTIC_INSTANCES_MAX", default_value_t = 16, value_name = "N")]
+    pub instances_max: usize,
+    /// Name that stands for the network in paths, beside its own
+    #[arg(long, env = "ELASTIC_MODEL_ALIAS", default_value = "default", value_name = "NAME")]
+    pub model_alias: String,
     /// Largest request body, bytes
     #[arg(long, env = "ELASTIC_BODY_BYTES_MAX", default_value_t = 10 << 20, value_name = "BYTES")]
     pub body_bytes_max: usize,
@@ -88,6 +96,13 @@ struct State {
     shutdown: Shutdown,
 }
 
+impl State {
+    /// What the parsers have to know.
+    fn bounds(&self) -> Bounds {
+        Bounds { instances_max: self.settings.instances_max, side: self.model.input_size() }
+    }
+}
+
 /// Runs a replica until `shutdown` asks it to stop.
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
@@ -99,7 +114,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
     let listener = serve::bind(&args.host, args.port).await?;
     let url = serve::local_url(&listener)?;
     let model_args = args.model.clone();
-    let (settings, draining) = (args.settings, shutdown.clone());
+    let (settings, draining) = (args.settings.clone(), shutdown.clone());
     let state = tokio::task::spawn_blocking(move || state(Model::load(&model_args)?, settings, draining));
     let state = state.await??;
     let slots = state.workers.slots();
@@ -133,47 +148,17 @@ pub async fn serve(
     Ok(())
 }
 
-fn state(model: Model, settings: Settings, shutdown: Shutdown) -> anyhow::Result<Arc<State>> {
+fn state(model: Model, mut settings: Settings, shutdown: Shutdown) -> anyhow::Result<Arc<State>> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = settings.threads.unwrap_or((cpus / model.threads_per_image()).max(1));
     ensure!((1..=1024).contains(&threads), "--threads must be from 1 to 1024");
     ensure!((1..=64).contains(&settings.batch_max), "--batch-max must be from 1 to 64");
+    ensure!((1..=1024).contains(&settings.instances_max), "--instances-max must be from 1 to 1024");
+    // A request of more images than may ever wait could never be taken.
+    settings.instances_max = settings.instances_max.min(settings.queue_max.max(1));
     ensure!(!settings.timeout.is_zero(), "--timeout must be longer than 0");
     let model = Arc::new(model);
     let metrics = Arc::new(metrics::Metrics::new(model.name()));
-    let workers = Workers::start(threads, settings, &model, &metrics)?;
+    let workers = Workers::start(threads, &settings, &model, &metrics)?;
     Ok(Arc::new(State { model, workers, settings, metrics, shutdown }))
-}
-
-fn router(state: Arc<State>) -> Router {
-    Router::new()
-        .route("/predict", post(predict::predict))
-        .route("/v2", get(about))
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .fallback(error::not_found)
-        .method_not_allowed_fallback(error::method_not_allowed)
-        .with_state(state)
-}
-
-async fn readyz(Shared(state): Shared<Arc<State>>) -> (StatusCode, Json<Readiness>) {
-    let ready = !state.shutdown.is_draining();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let slots = state.workers.slots() as u32;
-    (status, Json(Readiness { ready, model: state.model.name().to_owned(), slots }))
-}
-
-async fn metrics(Shared(state): Shared<Arc<State>>, headers: http::HeaderMap) -> axum::response::Response {
-    state.metrics.render(&headers)
-}
-
-/// Server metadata in the Open Inference Protocol's form, plus the network that answers.
-async fn about(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
-    Json(serde_json::json!({
-        "name": "elastic",
-        "version": env!("CARGO_PKG_VERSION"),
-        "extensions": [],
-        "model": state.model.name(),
-    }))
 }

@@ -3,12 +3,13 @@
 //! **Invariant**: every image that a worker takes is answered once. A bad image and a panic while decoding fail
 //! that image alone, a panic while inferring fails its batch alone; neither ends the worker.
 use super::Settings;
-use super::line::{Batch, Job, Line, Measured};
+use super::job::{Classified, Input, Job, Scores, Wanted};
+use super::line::{Batch, Line, Measured};
 use super::metrics::Metrics;
-use crate::model::{DecodeError, Decoder, Model, ModelError, ModelSession, Prediction};
+use crate::model::{DecodeError, Decoder, Model, ModelError, ModelSession, PlanesError, Prediction, softmax};
 use crate::net::error::ApiError;
-use crate::net::wire::{ClassifyAnswer, TimingMs};
-use candle_core::Tensor;
+use crate::net::wire::TimingMs;
+use candle_core::{DType, Tensor};
 use http::StatusCode;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ impl Workers {
     /// Starts `threads` threads; they finish what waits and end when this is dropped.
     pub(super) fn start(
         threads: usize,
-        settings: Settings,
+        settings: &Settings,
         model: &Arc<Model>,
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Self> {
@@ -37,10 +38,10 @@ impl Workers {
             session.warm_up()?;
             let (model, images_max) = (Arc::clone(model), settings.batch_max);
             let engine = Loaded { model, session, images_max, decoder: Decoder::new() };
-            let (line, metrics) = (Arc::clone(&line), Arc::clone(metrics));
+            let (line, metrics, pace) = (Arc::clone(&line), Arc::clone(metrics), settings.pace);
             std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || work(&line, engine, &metrics, settings.pace))?;
+                .spawn(move || work(&line, engine, &metrics, pace))?;
         }
         Ok(workers)
     }
@@ -50,9 +51,9 @@ impl Workers {
         self.slots
     }
 
-    /// Queues an image, or refuses it at once.
-    pub(super) fn submit(&self, job: Job) -> Result<(), ApiError> {
-        self.line.submit(job)
+    /// Queues the images of a request, or refuses them all at once.
+    pub(super) fn submit(&self, jobs: Vec<Job>) -> Result<(), ApiError> {
+        self.line.submit(jobs)
     }
 }
 
@@ -64,9 +65,10 @@ impl Drop for Workers {
 
 /// What a worker works with: the model, or what a test puts in its place.
 trait Engine {
-    fn name(&self) -> &str;
     /// Image bytes to `[1, size, size, 3]`.
     fn decode(&mut self, image: &[u8]) -> Result<Tensor, DecodeError>;
+    /// A client's own tensor to `[1, size, size, 3]`.
+    fn planes(&mut self, planes: &[u8]) -> Result<Tensor, PlanesError>;
     /// Logits of each image of `[N, size, size, 3]`.
     fn logits(&mut self, images: &Tensor) -> Result<Vec<Vec<f32>>, ModelError>;
     fn top_k(&self, logits: &[f32], k: usize) -> Vec<Prediction>;
@@ -82,16 +84,16 @@ struct Loaded {
 }
 
 impl Engine for Loaded {
-    fn name(&self) -> &str {
-        self.model.name()
-    }
-
     fn decode(&mut self, image: &[u8]) -> Result<Tensor, DecodeError> {
         // Taken out, so that one in which decoding panicked is not used again.
         let mut decoder = std::mem::take(&mut self.decoder);
         let input = self.model.decode_with(&mut decoder, image);
         self.decoder = decoder;
         input
+    }
+
+    fn planes(&mut self, planes: &[u8]) -> Result<Tensor, PlanesError> {
+        self.model.planes(planes)
     }
 
     fn logits(&mut self, images: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
@@ -140,28 +142,48 @@ fn classify(engine: &mut impl Engine, batch: Batch, metrics: &Metrics, pace: Opt
     let decoded: Vec<Decoded> =
         batch.jobs.into_iter().filter_map(|job| decode(engine, job, metrics, pace)).collect();
     let decode = decoded.iter().map(|image| image.took).collect();
-    if decoded.is_empty() {
-        return Measured { decode, infer: None };
-    }
+    // Bytes and float32 do not fit into one tensor.
+    let (photos, tensors): (Vec<_>, Vec<_>) =
+        decoded.into_iter().partition(|image| image.input.dtype() == DType::U8);
+    let pace = pace_whole.map(|pace| (taken_at, pace));
+    let infer = match (photos.is_empty(), tensors.is_empty()) {
+        (true, true) => None,
+        (false, true) => answer(engine, photos, metrics, pace),
+        (true, false) => answer(engine, tensors, metrics, pace),
+        (false, false) => {
+            answer(engine, photos, metrics, pace);
+            answer(engine, tensors, metrics, pace);
+            // Two inferences say nothing about one of as many images.
+            None
+        }
+    };
+    Measured { decode, infer }
+}
+
+/// Infers and answers; the number of images and how long that took, if it worked.
+fn answer(
+    engine: &mut impl Engine,
+    images: Vec<Decoded>,
+    metrics: &Metrics,
+    pace: Option<(Instant, Duration)>,
+) -> Option<(usize, Duration)> {
     let infer_at = Instant::now();
-    let predictions = infer(engine, &decoded);
+    let found = infer(engine, &images);
     let took = infer_at.elapsed();
-    if let Some(pace) = pace_whole {
-        hold_until(taken_at, pace);
+    if let Some((since, pace)) = pace {
+        hold_until(since, pace);
     }
-    let infer = predictions.is_ok().then(|| (decoded.len(), infer_at.elapsed()));
-    let measured = Measured { decode, infer };
-    match predictions {
-        Ok(predictions) => {
-            for (image, predictions) in decoded.into_iter().zip(predictions) {
+    let measured = found.is_ok().then(|| (images.len(), infer_at.elapsed()));
+    match found {
+        Ok(found) => {
+            for (image, (predictions, scores)) in images.into_iter().zip(found) {
                 let timing_ms = image.timing(infer_at, took);
                 metrics.classified(&timing_ms);
-                let answer = ClassifyAnswer { model: engine.name().to_owned(), predictions, timing_ms };
-                let _ = image.job.reply.send(Ok(answer));
+                let _ = image.job.reply.send(Ok(Classified { predictions, scores, timing_ms }));
             }
         }
         Err(error) => {
-            for image in decoded {
+            for image in images {
                 let _ = image.job.reply.send(Err(error.clone()));
             }
         }
@@ -180,10 +202,15 @@ fn decode(engine: &mut impl Engine, job: Job, metrics: &Metrics, pace: Option<Du
         job.expire(&metrics.expired());
         return None;
     }
-    let input = catch_unwind(AssertUnwindSafe(|| engine.decode(&job.image)));
+    let input = catch_unwind(AssertUnwindSafe(|| match &job.input {
+        Input::Encoded(image) => engine.decode(image).map_err(|error| refuse_image(&error)),
+        Input::Planes(planes) => {
+            engine.planes(planes).map_err(|error| ApiError::bad_request(error.to_string()))
+        }
+    }));
     let refusal = match input {
         Ok(Ok(input)) => return Some(Decoded { job, input, took: started_at.elapsed() }),
-        Ok(Err(error)) => refuse_image(&error),
+        Ok(Err(refusal)) => refusal,
         Err(_) => panicked(),
     };
     if let Some(pace) = pace {
@@ -193,8 +220,11 @@ fn decode(engine: &mut impl Engine, job: Job, metrics: &Metrics, pace: Option<Du
     None
 }
 
-/// Predictions for each image.
-fn infer(engine: &mut impl Engine, images: &[Decoded]) -> Result<Vec<Vec<Prediction>>, ApiError> {
+/// What was wanted of an image.
+type Found = (Vec<Prediction>, Option<Scores>);
+
+/// What was wanted of each image.
+fn infer(engine: &mut impl Engine, images: &[Decoded]) -> Result<Vec<Found>, ApiError> {
     let inferred = catch_unwind(AssertUnwindSafe(|| {
         let logits = match images {
             [image] => engine.logits(&image.input)?,
@@ -203,16 +233,21 @@ fn infer(engine: &mut impl Engine, images: &[Decoded]) -> Result<Vec<Vec<Predict
                 engine.logits(&Tensor::cat(&inputs, 0)?)?
             }
         };
-        let top = |(image, logits): (&Decoded, Vec<f32>)| engine.top_k(&logits, image.job.top_k);
-        Ok::<_, ModelError>(images.iter().zip(logits).map(top).collect())
+        let found = |(image, logits): (&Decoded, Vec<f32>)| {
+            let Wanted { top_k, scores } = image.job.wanted;
+            let predictions = if top_k == 0 { Vec::new() } else { engine.top_k(&logits, top_k) };
+            let scores = scores.then(|| Scores { probabilities: softmax(&logits), logits });
+            (predictions, scores)
+        };
+        Ok::<_, ModelError>(images.iter().zip(logits).map(found).collect())
     }));
-    let Ok(predictions) = inferred else {
+    let Ok(found) = inferred else {
         if let Err(error) = engine.renew() {
             tracing::error!(%error, "the memory of a worker that panicked could not be made anew");
         }
         return Err(panicked());
     };
-    predictions.map_err(|error| {
+    found.map_err(|error| {
         tracing::error!(%error, "inference failed");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "inference failed")
     })
@@ -248,7 +283,8 @@ fn hold_until(since: Instant, pace: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::line::tests::{Answer, job};
+    use super::super::job::Answer;
+    use super::super::line::tests::job;
     use super::*;
     use crate::logic::batch::Reason;
     use candle_core::Device;
@@ -261,10 +297,6 @@ mod tests {
     }
 
     impl Engine for Fake {
-        fn name(&self) -> &'static str {
-            "fake"
-        }
-
         fn decode(&mut self, image: &[u8]) -> Result<Tensor, DecodeError> {
             match image {
                 b"bad" => Err(DecodeError::UnknownFormat),
@@ -273,7 +305,15 @@ mod tests {
             }
         }
 
+        fn planes(&mut self, planes: &[u8]) -> Result<Tensor, PlanesError> {
+            crate::model::planes::tensor(planes, 1)
+        }
+
         fn logits(&mut self, images: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
+            if images.dtype() == DType::F32 {
+                self.batches.push(images.dims()[0]);
+                return Ok(images.flatten(1, 3)?.to_vec2()?);
+            }
             let bytes: Vec<u8> = images.flatten_all()?.to_vec1()?;
             assert!(!bytes.contains(&b'P'), "as the test wants");
             if bytes.contains(&b'N') {
@@ -318,6 +358,28 @@ mod tests {
         assert_eq!((measured.decode.len(), measured.infer.unwrap().0), (3, 3));
         check(&mut engine, &[b"\x09"], &[Ok(9)]);
         assert_eq!(engine.batches, [3, 1]);
+    }
+
+    #[test]
+    fn tensors_and_photos_of_a_batch_are_inferred_apart() {
+        let mut engine = Fake::default();
+        let far = Duration::from_secs(600);
+        let (mut jobs, mut answers): (Vec<Job>, Vec<Answer>) =
+            [job(b"\x07", far), job(b"", far), job(b"\x05", far), job(b"", far)].into_iter().unzip();
+        let planes = |values: [f32; 3]| values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        jobs[1].input = Input::Planes(planes([3.0, 0.0, 0.0]));
+        jobs[1].wanted = Wanted { top_k: 0, scores: true };
+        jobs[3].input = Input::Planes(planes([f32::NAN, 0.0, 0.0]));
+        let batch = Batch { jobs, reason: Reason::Full };
+        let measured = classify(&mut engine, batch, &Metrics::new("fake"), None);
+        assert_eq!((engine.batches, measured.infer), (vec![2, 1], None));
+        let mut answer = |at: usize| answers[at].try_recv().unwrap();
+        assert_eq!(answer(0).unwrap().predictions[0].index, 7);
+        assert_eq!(answer(2).unwrap().predictions[0].index, 5);
+        let Classified { predictions, scores, .. } = answer(1).unwrap();
+        let scores = scores.unwrap();
+        assert!(predictions.is_empty() && scores.logits == [3.0, 0.0, 0.0] && scores.probabilities[0] > 0.9);
+        assert_eq!(answer(3).unwrap_err().status, StatusCode::BAD_REQUEST);
     }
 
     #[test]

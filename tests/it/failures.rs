@@ -298,3 +298,24 @@ async fn a_connection_that_says_nothing_is_closed() {
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn every_path_of_the_document_is_served() {
+    let (door, _) = door(&[], &[]).await;
+    let document: serde_json::Value = serde_json::from_str(elastic::net::openapi::DOCUMENT).unwrap();
+    let mut paths = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in
+            methods.as_object().unwrap().keys().filter(|key| ["get", "post", "put"].contains(&key.as_str()))
+        {
+            let url = format!("{}{}", door.url, path.replace(['{', '}'], ""));
+            let method = method.to_uppercase().parse().unwrap();
+            let request = client().request(method, url).header(DEADLINE_HEADER, "1").body("x");
+            let status = request.send().await.unwrap().status();
+            let known = ![StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED].contains(&status);
+            assert!(known, "{path}: {status}");
+            paths += 1;
+        }
+    }
+    assert!(paths > 20, "{paths}");
+}

@@ -4,6 +4,7 @@
 mod autoscale;
 mod browser;
 mod cli;
+mod dialects;
 mod dispatch;
 mod failures;
 mod floors;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-const GOLDFISH: usize = 1;
+pub(crate) const GOLDFISH: usize = 1;
 
-fn photo(name: &str) -> Vec<u8> {
+pub(crate) fn photo(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/tests/photos/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
@@ -26,7 +26,7 @@ async fn replica_with(settings: &[&str], limits: Limits) -> Running {
     .await
 }
 
-async fn replica(settings: &[&str]) -> Running {
+pub(crate) async fn replica(settings: &[&str]) -> Running {
     replica_with(settings, Limits::default()).await
 }
 
@@ -42,7 +42,7 @@ async fn best(answer: reqwest::Response) -> usize {
     answer.predictions[0].index
 }
 
-async fn refusal(answer: reqwest::Response) -> (u16, String) {
+pub(crate) async fn refusal(answer: reqwest::Response) -> (u16, String) {
     let status = answer.status().as_u16();
     let text = answer.text().await.unwrap();
     let error: elastic::net::error::ErrorBody =

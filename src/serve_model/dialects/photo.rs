@@ -1,23 +1,24 @@
-//! The forms in which an image may come: the body itself, a multipart field, or base64 in JSON.
+//! The forms in which one photo may come: the body itself, a multipart field, or base64 in JSON.
+use super::tensor::Base64;
 use crate::net::error::ApiError;
 use axum::body::Body;
-use axum::extract::{FromRequest as _, Multipart, Request};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Multipart, Request};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 
 /// Names of the multipart fields in which clients send an image.
-const FIELDS: [&str; 3] = ["image", "file", "data"];
+const FIELDS: [&str; 4] = ["image", "file", "data", "body"];
 
 #[derive(Deserialize)]
 struct JsonForm {
-    image: String,
+    image: Base64,
 }
 
-/// The image in a request's body, by its `Content-Type`. What is no form is the image itself.
-pub(super) async fn image_of(headers: &HeaderMap, body: Bytes, bytes_max: usize) -> Result<Bytes, ApiError> {
+/// The photo in a request's body, by its `Content-Type`. What is no form is the photo itself.
+///
+/// A photo beyond `bytes_max` is refused with 413, whatever else is wrong with 400.
+pub async fn find(headers: &HeaderMap, body: Bytes, bytes_max: usize) -> Result<Bytes, ApiError> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     match essence.as_str() {
@@ -31,10 +32,12 @@ pub(super) async fn image_of(headers: &HeaderMap, body: Bytes, bytes_max: usize)
 }
 
 async fn multipart(content_type: &str, body: Bytes, bytes_max: usize) -> Result<Bytes, ApiError> {
-    let request = Request::post("/")
+    let mut request = Request::post("/")
         .header(header::CONTENT_TYPE, content_type)
         .body(Body::from(body))
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    // The body is here already, within its own limit; axum's would be smaller.
+    DefaultBodyLimit::disable().apply(&mut request);
     let wrong = |error: &dyn std::fmt::Display| {
         ApiError::bad_request(format!("the multipart body cannot be read: {error}"))
     };
@@ -49,17 +52,14 @@ async fn multipart(content_type: &str, body: Bytes, bytes_max: usize) -> Result<
             return Ok(image);
         }
     }
-    Err(ApiError::bad_request("the form has no field image, file or data"))
+    Err(ApiError::bad_request("the form has no field image, file, data or body"))
 }
 
 fn json(body: &[u8]) -> Result<Bytes, ApiError> {
     let form: JsonForm = serde_json::from_slice(body).map_err(|error| {
         ApiError::bad_request(format!("the JSON body must be {{\"image\":\"<base64>\"}}: {error}"))
     })?;
-    let image = STANDARD
-        .decode(form.image.trim())
-        .map_err(|error| ApiError::bad_request(format!("image is not base64: {error}")))?;
-    Ok(image.into())
+    Ok(form.image.0)
 }
 
 #[cfg(test)]
@@ -69,7 +69,7 @@ mod tests {
     async fn check(content_type: &str, body: &str, expected: Result<&str, &str>) {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, content_type.parse().unwrap());
-        match (image_of(&headers, Bytes::from(body.to_owned()), 100).await, expected) {
+        match (find(&headers, Bytes::from(body.to_owned()), 100).await, expected) {
             (Ok(image), Ok(expected)) => assert_eq!(image, expected),
             (Err(error), Err(says)) => {
                 assert_eq!(error.status, StatusCode::BAD_REQUEST);
@@ -98,5 +98,18 @@ mod tests {
         check("application/json", r#"{"image":"***"}"#, Err("not base64")).await;
         check("application/json", "{}", Err("must be {\"image\"")).await;
         check("image/png", "", Err("the body is empty")).await;
+    }
+
+    #[tokio::test]
+    async fn a_form_may_be_as_long_as_a_body() {
+        let photo = "x".repeat(5 << 20);
+        let form =
+            format!("--x\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n{photo}\r\n--x--\r\n");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, "multipart/form-data; boundary=x".parse().unwrap());
+        let found = find(&headers, form.clone().into(), 10 << 20).await.unwrap();
+        assert_eq!(found.len(), photo.len());
+        let refused = find(&headers, form.into(), 1 << 20).await.unwrap_err();
+        assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
     }
 }
