@@ -68,7 +68,7 @@ fn router(state: Arc<State>) -> Router {
         .route("/v2/models/{model}/versions/{version}/ready", question.clone())
         .route("/v2/models/{model}/versions/{version}/config", question.clone())
         .route("/v2/models/{model}/versions/{version}/infer", inference.clone())
-        .route("/v2/repository/index", post(ask))
+        .route("/v2/repository/index", question.clone().post(ask))
         // KServe V1
         .route("/v1/models", question.clone())
         .route("/v1/models/{model}", question.clone().post(v1))
