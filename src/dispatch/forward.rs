@@ -125,7 +125,7 @@ pub(super) async fn ask(Shared(state): Shared<Arc<State>>, request: Request) -> 
     let mut last = None;
     for upstream in state.pool.ready_ones().into_iter().take(1 + state.config.settings.retries_max as usize) {
         let exchange = upstream
-            .exchange(forwarded.request(forwarded.expires_at), state.config.settings.answer_bytes_max);
+            .exchange(|| forwarded.request(forwarded.expires_at), state.config.settings.answer_bytes_max);
         match tokio::time::timeout_at(forwarded.expires_at, exchange).await {
             Ok(Ok(answer)) => return respond(answer, None),
             Ok(Err(error)) => last = Some(error),

@@ -209,3 +209,40 @@ struct State {
     metrics: Arc<metrics::Metrics>,
     shutdown: Shutdown,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    /// What the flags default to.
+    pub(super) fn config() -> Config {
+        let settings = Flags::parse_from(["test"]).settings;
+        Config::new(Policy::Central, settings, Peers::default(), Limits::default()).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_said() {
+        let refused = |flags: &[&str], peers: Peers| {
+            let settings = Flags::parse_from([&["test"], flags].concat()).settings;
+            Config::new(Policy::Central, settings, peers, Limits::default()).unwrap_err().to_string()
+        };
+        for (flags, says) in [
+            (["--deadline", "0s"], "--deadline must be longer than 0"),
+            (["--retry-share", "1.5"], "--retry-share must be from 0 to 1"),
+            (["--eject-after", "0"], "--eject-after must be at least 1"),
+        ] {
+            assert_eq!(refused(&flags, Peers::default()), says);
+        }
+        let listed = |url: &str| Peers { replicas: vec![url.to_owned()], ..Peers::default() };
+        assert!(refused(&[], listed("https://a:1")).contains("plain http"));
+        let named = Peers { replica_dns: Some("model".to_owned()), ..Peers::default() };
+        assert!(refused(&[], named).contains("NAME:PORT"));
+    }
+}

@@ -63,7 +63,7 @@ pub(super) async fn watch(state: Arc<State>, shutdown: Shutdown) {
 
 async fn look(state: Arc<State>, replica: Known, before: u32) -> (Arc<str>, u32, Seen) {
     let url = replica.url;
-    let asked = replica.upstream.exchange(get("/readyz"), READINESS_BYTES_MAX);
+    let asked = replica.upstream.exchange(|| get("/readyz"), READINESS_BYTES_MAX);
     let seen = match tokio::time::timeout(state.config.settings.probe_timeout, asked).await {
         Err(_) => Seen::Silence,
         Ok(answer) => {

@@ -177,7 +177,7 @@ async fn first_answer(
 
 /// Sends the request to the slot's replica.
 async fn attempt(state: &State, slot: Slot, forwarded: &Forwarded) -> Try {
-    let request = forwarded.request(slot.expires_at);
+    let request = || forwarded.request(slot.expires_at);
     let exchanged = slot.upstream.exchange(request, state.config.settings.answer_bytes_max).await;
     let failed = |slot: Slot, answer, why| {
         let replica = slot.replica;

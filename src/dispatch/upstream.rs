@@ -115,13 +115,25 @@ impl Upstream {
 
     /// Sends a request, whose URI is a path and a query, and reads the whole answer.
     ///
-    /// A kept connection may have been closed by the replica just now: then the request goes out once more on a
+    /// A kept connection may have been closed by the replica just now: then the request is made and sent once more on a
     /// new one, which is no failure of the replica.
     pub(super) async fn exchange(
         &self,
-        mut request: Request<Pieces>,
+        request: impl Fn() -> Request<Pieces>,
         answer_bytes_max: usize,
     ) -> Result<Answer, ExchangeError> {
+        if let Some(mut kept) = self.take() {
+            match kept.exchange(self.addressed(request())?, answer_bytes_max).await {
+                Err(ExchangeError::Broken(_)) => {}
+                ended => return self.keep(kept, ended),
+            }
+        }
+        let mut connection = self.connect().await?;
+        let ended = connection.exchange(self.addressed(request())?, answer_bytes_max).await;
+        self.keep(connection, ended)
+    }
+
+    fn addressed(&self, mut request: Request<Pieces>) -> Result<Request<Pieces>, ExchangeError> {
         request.headers_mut().insert(header::HOST, self.host.clone());
         if !self.base_path.is_empty() {
             let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
@@ -129,15 +141,7 @@ impl Upstream {
             *request.uri_mut() =
                 uri.map_err(|_| ExchangeError::Address("its path cannot be joined".to_owned()))?;
         }
-        if let Some(mut kept) = self.take() {
-            match kept.exchange(copy(&request), answer_bytes_max).await {
-                Err(ExchangeError::Broken(_)) => {}
-                ended => return self.keep(kept, ended),
-            }
-        }
-        let mut connection = self.connect().await?;
-        let ended = connection.exchange(request, answer_bytes_max).await;
-        self.keep(connection, ended)
+        Ok(request)
     }
 
     async fn connect(&self) -> Result<Connection, ExchangeError> {
@@ -176,14 +180,6 @@ impl Upstream {
     fn lock(&self) -> MutexGuard<'_, Vec<Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn copy(request: &Request<Pieces>) -> Request<Pieces> {
-    let mut copy = Request::new(request.body().clone());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
 }
 
 struct Connection {

@@ -63,6 +63,10 @@ pub struct Settings {
     /// deadline and the measured service times say that this pays off
     #[arg(long, env = "ELASTIC_BATCH_MAX", default_value_t = 1, value_name = "N")]
     pub batch_max: usize,
+    /// Slots announced beyond those of the workers. One hides the way to the dispatcher and back, but binds a request to
+    /// this replica before it is free
+    #[arg(long, env = "ELASTIC_SLOTS_EXTRA", default_value_t = 0, value_name = "N")]
+    pub slots_extra: usize,
     /// Images that may wait for a worker; further ones are answered 503 at once
     #[arg(long, env = "ELASTIC_QUEUE_MAX", default_value_t = 64, value_name = "N")]
     pub queue_max: usize,
@@ -153,6 +157,7 @@ fn state(model: Model, mut settings: Settings, shutdown: Shutdown) -> anyhow::Re
     let threads = settings.threads.unwrap_or((cpus / model.threads_per_image()).max(1));
     ensure!((1..=1024).contains(&threads), "--threads must be from 1 to 1024");
     ensure!((1..=64).contains(&settings.batch_max), "--batch-max must be from 1 to 64");
+    ensure!(settings.slots_extra <= 1024, "--slots-extra must be at most 1024");
     ensure!((1..=1024).contains(&settings.instances_max), "--instances-max must be from 1 to 1024");
     // A request of more images than may ever wait could never be taken.
     settings.instances_max = settings.instances_max.min(settings.queue_max.max(1));

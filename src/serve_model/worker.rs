@@ -32,7 +32,8 @@ impl Workers {
     ) -> anyhow::Result<Self> {
         let line = Arc::new(Line::new(settings.queue_max, settings.batch_max, metrics.expired()));
         // Made before any thread, so that the threads that run already end when a later one cannot start.
-        let workers = Self { line: Arc::clone(&line), slots: threads.saturating_mul(settings.batch_max) };
+        let slots = threads.saturating_mul(settings.batch_max) + settings.slots_extra;
+        let workers = Self { line: Arc::clone(&line), slots };
         for number in 0..threads {
             let mut session = model.session(settings.batch_max)?;
             session.warm_up()?;

@@ -89,7 +89,9 @@ async fn ended(url: &str) {
 
 #[tokio::test]
 async fn requests_survive_the_killing_of_replicas_and_are_all_counted() {
-    let up = Up::start(&["--replicas-min", "2", "--replicas-max", "2", "--pace", "50ms", "--deadline", "10s"]).await;
+    let up =
+        Up::start(&["--replicas-min", "2", "--replicas-max", "2", "--pace", "50ms", "--deadline", "10s"])
+            .await;
     assert_eq!(up.classify().await.predictions[0].label, "goldfish");
     let mut asked = JoinSet::new();
     for _ in 0..60 {

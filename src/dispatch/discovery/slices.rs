@@ -202,4 +202,77 @@ mod tests {
             EndpointSlice { address_type: "IPv6".into(), ..slice(&json!([{ "addresses": ["fd00::1"] }])) };
         assert_eq!(urls(&six).into_iter().collect::<Vec<_>>(), ["http://[fd00::1]:8081"]);
     }
+
+    /// A double of the API server: a list, then one event of a watch whenever the test sends one.
+    async fn api(events: tokio::sync::mpsc::UnboundedReceiver<serde_json::Value>) -> Client {
+        use axum::body::Body;
+        use axum::response::IntoResponse as _;
+        let events = std::sync::Arc::new(tokio::sync::Mutex::new(events));
+        let answer = move |uri: http::Uri| {
+            let events = std::sync::Arc::clone(&events);
+            async move {
+                let query = uri.query().unwrap_or_default();
+                assert!(query.contains("labelSelector=kubernetes.io%2Fservice-name%3Dmodel"), "{query}");
+                if !query.contains("watch=true") {
+                    let first = slice(&json!([{ "addresses": ["10.0.0.1"] }]));
+                    let list = json!({
+                        "kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1",
+                        "metadata": { "resourceVersion": "7" }, "items": [first],
+                    });
+                    return axum::Json(list).into_response();
+                }
+                assert!(query.contains("resourceVersion=7"), "{query}");
+                let lines = futures_util::stream::unfold(events, |events| async move {
+                    let event = events.lock().await.recv().await?;
+                    Some((Ok::<_, std::io::Error>(format!("{event}\n")), events))
+                });
+                Body::from_stream(lines).into_response()
+            }
+        };
+        let listener = crate::net::serve::bind("127.0.0.1", 0).await.unwrap();
+        let url = crate::net::serve::local_url(&listener).unwrap();
+        let router = axum::Router::new()
+            .route("/apis/discovery.k8s.io/v1/namespaces/elastic/endpointslices", axum::routing::get(answer));
+        let serving =
+            crate::net::serve::serve(listener, router, crate::net::serve::Limits::default(), Shutdown::new());
+        let mut server = tokio::task::JoinSet::new();
+        server.spawn(serving);
+        server.detach_all();
+        install_tls();
+        Client::try_from(Config::new(url.parse().unwrap())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_fleet_follows_the_watch() {
+        let (events, received) = tokio::sync::mpsc::unbounded_channel();
+        let slices = Slices::with_client(api(received).await, "elastic", "model".to_owned());
+        let pool = crate::dispatch::pool::Pool::new(&crate::dispatch::tests::config());
+        let fleet = Fleet::new(std::sync::Arc::clone(&pool), Source::Slices);
+        let shutdown = Shutdown::new();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(Box::new(slices).run(fleet, shutdown.clone()));
+        let known = || pool.known().iter().map(|known| known.url.to_string()).collect::<Vec<_>>();
+        let becomes = async |wanted: &[&str]| {
+            while known() != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        let event =
+            |kind: &str, endpoints: serde_json::Value| json!({ "type": kind, "object": slice(&endpoints) });
+        becomes(&["http://10.0.0.1:8081"]).await;
+        let both = json!([{ "addresses": ["10.0.0.1"] }, { "addresses": ["10.0.0.2"] }]);
+        events.send(event("MODIFIED", both)).unwrap();
+        becomes(&["http://10.0.0.1:8081", "http://10.0.0.2:8081"]).await;
+        let one_ends = json!([
+            { "addresses": ["10.0.0.1"], "conditions": { "terminating": true } },
+            { "addresses": ["10.0.0.2"] },
+        ]);
+        events.send(event("MODIFIED", one_ends)).unwrap();
+        becomes(&["http://10.0.0.2:8081"]).await;
+        // Too old: it lists again.
+        events.send(json!({ "type": "ERROR", "object": { "kind": "Status", "status": "Failure", "code": 410, "message": "too old", "reason": "Expired" } })).unwrap();
+        becomes(&["http://10.0.0.1:8081"]).await;
+        shutdown.drain();
+        tasks.join_all().await;
+    }
 }
