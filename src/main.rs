@@ -4,11 +4,6 @@ use elastic::cli::Cli;
 use elastic::net::{shutdown::Shutdown, telemetry};
 use std::process::ExitCode;
 
-/// Small blocks of many threads are what a server allocates; the C library's allocator is slower at that, and keeps
-/// the memory of ten thousand connections after they are gone.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::start(&cli.log);
