@@ -49,7 +49,8 @@ def play(name: str, setting: Setting, args: argparse.Namespace) -> Row:
         before = fleet.dispatcher.resident_mb()
         outcome = SCENARIOS[name](scene)
         time.sleep(SETTLE_S)
-        memory = Memory(before, fleet.dispatcher.resident_peak_mb(), fleet.dispatcher.resident_mb())
+        dispatcher, connections = fleet.dispatcher, outcome.connections
+        memory = Memory(before, dispatcher.resident_peak_mb(), dispatcher.resident_mb(), connections)
         return Row(name, outcome, memory)
     except (ProcessError, OSError) as error:
         return Row(name, None, None, str(error))

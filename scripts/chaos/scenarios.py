@@ -59,6 +59,8 @@ class Outcome:
     wants: list[Want] = field(default_factory=list)
     # What a reader should know besides.
     notes: list[str] = field(default_factory=list)
+    # Opened beside the load.
+    connections: int = 0
 
 
 @dataclass
@@ -220,6 +222,7 @@ def idle(scene: Scene) -> Outcome:
         f"{clients.opened} of {IDLE} connections opened, {clients.answered} of the {clients.asked} that asked once "
         f"were answered, {still} open at the end"
     )
+    outcome.connections = clients.opened
     if clients.possible < IDLE:
         outcome.notes.append(f"the limit on open files allows {clients.possible} connections only")
     return _compared(outcome, before)
