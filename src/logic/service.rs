@@ -1,7 +1,7 @@
 //! What is known of service times: how long a request holds a slot.
 //!
 //! Mean and deviation forget exponentially, so that they follow a fleet whose speed changes; quantiles are over
-//! the last [`RECENT`] service times.
+//! the last 256 service times.
 //!
 //! **Invariant**: an estimate exists from the first service time on and is never negative or infinite.
 use std::collections::VecDeque;
@@ -70,7 +70,7 @@ impl ServiceTimes {
         })
     }
 
-    /// A quantile of the latest service times in thousandths, at most [`QUANTILE_EVERY`] service times old;
+    /// A quantile of the latest service times in thousandths, at most 32 service times old;
     /// nothing before there are enough of them to tell it from the slowest.
     pub fn quantile(&mut self, per_mille: u16) -> Option<Duration> {
         let above_per_mille = usize::from(1000_u16.saturating_sub(per_mille).max(1));
