@@ -11,6 +11,7 @@ elastic=${ELASTIC:-target/debug/elastic}
 clients=${CLIENTS:-target/clients}
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/elastic-clients.XXXXXX")
 server_pid=
+dispatch_pid=
 
 fail() {
     echo "test-clients: $*" >&2
@@ -23,6 +24,10 @@ cleanup() {
     trap - EXIT INT TERM
     # A child of --child drains when its standard input closes.
     exec 3>&- || true
+    if [[ -n $dispatch_pid ]]; then
+        kill -TERM "$dispatch_pid" 2>/dev/null || true
+        wait "$dispatch_pid" 2>/dev/null || true
+    fi
     if [[ -n $server_pid ]]; then
         wait "$server_pid" 2>/dev/null || true
     fi
@@ -53,10 +58,24 @@ read -r -t 60 ready <"$scratch/out" || fail "the server did not start"
 url=$(sed -n 's/.*"ready":"\([^"]*\)".*/\1/p' <<<"$ready")
 [[ -n $url ]] || fail "the server does not say where it listens: $ready"
 
+"$elastic" dispatch --port 0 --replica "$url" --deadline 10s --log info >/dev/null 2>"$scratch/dispatch.log" &
+dispatch_pid=$!
+for ((tries = 0; tries < 100; tries++)); do
+    door=$(sed -n 's/.*dispatching.*url="\([^"]*\)".*/\1/p' "$scratch/dispatch.log")
+    [[ -z $door ]] || break
+    sleep 0.1
+done
+[[ -n $door ]] || fail "the dispatcher did not start"
+
+echo "straight to the replica"
 "$clients/bin/python" scripts/clients.py "$url" tests/photos/goldfish.jpg goldfish
+echo "through the dispatcher"
+"$clients/bin/python" scripts/clients.py "$door" tests/photos/goldfish.jpg goldfish
 # In the scratch folder, since it keeps notes where it runs.
 root=$PWD
 clients=$(realpath "$clients")
 cd "$scratch"
-PYTHONPATH="$root/scripts" "$clients/bin/schemathesis" --config-file "$root/scripts/schemathesis.toml" \
-    run "$@" "$url/openapi.json"
+for server in "$url" "$door"; do
+    PYTHONPATH="$root/scripts" "$clients/bin/schemathesis" --config-file "$root/scripts/schemathesis.toml" \
+        run "$@" "$server/openapi.json"
+done

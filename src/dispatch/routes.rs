@@ -6,11 +6,11 @@ use super::State;
 use super::forward::{ask, infer};
 use crate::net::error::{self, ApiError};
 use crate::net::openapi;
-use axum::Router;
-use axum::extract::{Path, Request, State as Shared};
+use axum::extract::{Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
-use http::{HeaderMap, Method};
+use axum::routing::{any, get, post};
+use axum::{Json, Router};
+use http::{HeaderMap, HeaderValue, Method, header};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -57,7 +57,7 @@ fn router(state: Arc<State>) -> Router {
         .route(PREDICT, inference.clone())
         // Open Inference Protocol V2
         .route("/v2", question.clone())
-        .route("/v2/health/live", get(|| async {}))
+        .route("/v2/health/live", get(|| async { Json(serde_json::json!({ "live": true })) }))
         .route("/v2/health/ready", question.clone())
         .route("/v2/models", question.clone())
         .route("/v2/models/{model}", question.clone())
@@ -71,7 +71,7 @@ fn router(state: Arc<State>) -> Router {
         .route("/v2/repository/index", question.clone().post(ask))
         // KServe V1
         .route("/v1/models", question.clone())
-        .route("/v1/models/{model}", question.clone().post(v1))
+        .route("/v1/models/{model}", any(v1))
         // TorchServe
         .route("/ping", question)
         .route("/predictions/{model}", inference.clone().put(infer))
@@ -85,12 +85,21 @@ fn router(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
-/// `POST /v1/models/NAME:predict`: the verb is a part of the last segment.
-async fn v1(state: Shared<Arc<State>>, Path(model): Path<String>, request: Request) -> Response {
-    if model.ends_with(":predict") {
-        return infer(state, request).await;
+/// `POST /v1/models/NAME:predict` and `GET /v1/models/NAME`: the verb is a part of the last segment, which the router
+/// cannot tell apart.
+async fn v1(state: Shared<Arc<State>>, request: Request) -> Response {
+    let is_predict = request.uri().path().ends_with(":predict");
+    match *request.method() {
+        Method::POST if is_predict => infer(state, request).await,
+        Method::GET | Method::HEAD if !is_predict => ask(state, request).await,
+        _ => {
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let mut refused = error::method_not_allowed(method, uri).await.into_response();
+            let allowed = HeaderValue::from_static(if is_predict { "POST" } else { "GET,HEAD" });
+            refused.headers_mut().insert(header::ALLOW, allowed);
+            refused
+        }
     }
-    error::not_found(request.uri().clone()).await.into_response()
 }
 
 /// Ready while it takes requests; a dispatcher without replicas is ready: requests wait for the first one.

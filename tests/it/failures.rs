@@ -303,6 +303,8 @@ async fn a_connection_that_says_nothing_is_closed() {
 async fn every_path_of_the_document_is_served() {
     let (door, _) = door(&[], &[]).await;
     let document: serde_json::Value = serde_json::from_str(elastic::net::openapi::DOCUMENT).unwrap();
+    let live = client().get(format!("{}/v2/health/live", door.url)).send().await.unwrap();
+    assert_eq!(live.text().await.unwrap(), r#"{"live":true}"#);
     let mut paths = 0;
     for (path, methods) in document["paths"].as_object().unwrap() {
         for method in
