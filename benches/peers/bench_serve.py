@@ -180,7 +180,7 @@ def attempt(service: Service, rate_rps: float, plan: Plan) -> Trial:
     line = [
         plan.elastic, "load", "--workload", plan.workload, "--target", service.url, "--photos", plan.photos,
         "--line-seconds", str(plan.seconds), "--scale", f"{rate_rps:.3f}", "--poisson", "--seed", "1",
-        "--slo-p99", f"{plan.promise_ms}ms", "--timeout", "5s", "--json", "-", "--quiet",
+        "--slo-p99", f"{plan.promise_ms}ms", "--timeout", "5s", "--lag-max", "50ms", "--json", "-", "--quiet",
     ]  # fmt: skip
     allowed = cores_allowed()
     pin([plan.load_core])

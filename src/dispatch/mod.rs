@@ -7,6 +7,7 @@ mod metrics;
 mod pool;
 mod probe;
 mod report;
+mod request;
 mod routes;
 mod settings;
 mod slot;

@@ -3,8 +3,8 @@
 //! **Invariant**: a request is on at most two replicas at once; whatever sends it again, a failure or a hedge, takes
 //! from one budget; a replica that is merely busy costs the request its turn nowhere.
 use super::State;
-use super::forward::{Forwarded, Spent};
 use super::pool::Wanted;
+use super::request::{Forwarded, Spent};
 use super::slot::Slot;
 use super::upstream::{Answer, ExchangeError, is_failure};
 use super::wire::{ReplicaState, SERVER_TIMING, TimingMs};

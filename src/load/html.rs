@@ -209,7 +209,7 @@ fn percentiles(report: &Report) -> String {
 }
 
 fn counts(report: &Report) -> String {
-    let mut html = "<section class=\"card\"><h2>Requests</h2><table>\n".to_owned();
+    let mut html = "<section class=\"card counts\"><h2>Requests</h2><table>\n".to_owned();
     let mut row = |name: &str, count: u64| {
         let _ = writeln!(html, "<tr><th>{}</th><td>{count}</td></tr>", escape(name));
     };

@@ -21,24 +21,25 @@ pub struct Budget {
 const SAVED_S: f64 = 10.0;
 
 impl Budget {
-    /// A full budget: `share` of the requests, and `reserve_per_s` a second beyond.
+    /// A budget with its reserve saved up: `share` of the requests, and `reserve_per_s` a second beyond.
     #[must_use]
     pub fn new(share: f64, reserve_per_s: f64) -> Self {
-        let tokens_max = reserve_per_s * SAVED_S;
-        Self { share, reserve_per_s, tokens_max, tokens: tokens_max, filled_at: Duration::ZERO }
+        let reserve = reserve_per_s * SAVED_S;
+        // Without a reserve the share alone must be able to save up a token.
+        let tokens_max = reserve.max(share.ceil());
+        Self { share, reserve_per_s, tokens_max, tokens: reserve, filled_at: Duration::ZERO }
     }
 
     /// A request came in.
     pub fn deposit(&mut self) {
-        // A busy service may save up more than a quiet one: a second or so of its share.
-        self.tokens = (self.tokens + self.share).min(self.tokens_max.max(self.share));
+        self.tokens = (self.tokens + self.share).min(self.tokens_max);
     }
 
     /// Takes a token, if there is one.
     pub fn withdraw(&mut self, now: Duration) -> bool {
         let passed_s = now.saturating_sub(self.filled_at).as_secs_f64();
         self.filled_at = self.filled_at.max(now);
-        self.tokens = (self.tokens + passed_s * self.reserve_per_s).min(self.tokens_max.max(self.share));
+        self.tokens = (self.tokens + passed_s * self.reserve_per_s).min(self.tokens_max);
         let granted = self.tokens >= 1.0;
         if granted {
             self.tokens -= 1.0;
@@ -62,6 +63,16 @@ mod tests {
             granted += u32::from(budget.withdraw(Duration::ZERO));
         }
         assert_eq!(granted, 200);
+    }
+
+    #[test]
+    fn the_share_alone_is_a_budget_too() {
+        let mut budget = Budget::new(0.5, 0.0);
+        let mut send = |_| {
+            budget.deposit();
+            budget.withdraw(Duration::ZERO)
+        };
+        assert_eq!((0..5).map(&mut send).collect::<Vec<_>>(), [false, true, false, true, false]);
     }
 
     #[test]
