@@ -153,7 +153,7 @@ async fn a_replica_that_always_breaks_off_is_a_502_and_not_an_endless_retry() {
 }
 
 /// A dispatcher that has no replicas but those that register at the URL returned with it.
-async fn registry(settings: &[&str]) -> (Running, String) {
+pub(crate) async fn registry(settings: &[&str]) -> (Running, String) {
     let config = Config::new(Policy::Central, flags(settings), Peers::default(), Limits::default()).unwrap();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin_url = format!("http://{}/replicas", admin.local_addr().unwrap());
@@ -164,7 +164,7 @@ async fn registry(settings: &[&str]) -> (Running, String) {
     (door, admin_url)
 }
 
-async fn register(admin_url: &str, replica: &Running) -> Registration {
+pub(crate) async fn register(admin_url: &str, replica: &Running) -> Registration {
     let registration = Registration { url: replica.url.clone(), slots: 1 };
     let answer = client().post(admin_url).json(&registration).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::NO_CONTENT);

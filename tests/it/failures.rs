@@ -1,18 +1,17 @@
 //! The dispatcher among replicas that fail, hang, are busy or overloaded: what its clients see of it.
-use crate::support::{Running, client, flags};
+use crate::dispatch::{register, registry};
+use crate::support::{Running, client};
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use elastic::dispatch::{self, Config, Peers, Policy};
 use elastic::net::serve::Limits;
-use elastic::net::wire::{DEADLINE_HEADER, Registration, ReplicaState, ReplicaStatus};
+use elastic::net::wire::{DEADLINE_HEADER, ReplicaState, ReplicaStatus};
 use http::{HeaderMap, StatusCode};
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 /// How a replica behaves at the moment.
@@ -72,17 +71,9 @@ fn seen(name: &'static str, headers: &HeaderMap) -> Response {
 
 /// A dispatcher whose replicas register in the order given, and its registration URL.
 async fn door(settings: &[&str], replicas: &[&Running]) -> (Running, String) {
-    let config = Config::new(Policy::Central, flags(settings), Peers::default(), Limits::default()).unwrap();
-    let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let admin_url = format!("http://{}/replicas", admin.local_addr().unwrap());
-    let door = Running::start(|listener, shutdown| async move {
-        dispatch::serve(listener, Some(admin), config, shutdown).await.unwrap();
-    })
-    .await;
+    let (door, admin_url) = registry(settings).await;
     for replica in replicas {
-        let registration = Registration { url: replica.url.clone(), slots: 1 };
-        let answer = client().post(&admin_url).json(&registration).send().await.unwrap();
-        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+        register(&admin_url, replica).await;
     }
     (door, admin_url)
 }
