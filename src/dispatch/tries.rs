@@ -13,6 +13,7 @@ use crate::net::error::ApiError;
 use http::{HeaderMap, StatusCode};
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// How a request ended.
@@ -33,7 +34,8 @@ pub(super) enum Ended {
 enum Try {
     Answered {
         answer: Answer,
-        spent: Spent,
+        /// How long it held the slot of the replica that answered.
+        service: Duration,
     },
     /// The replica was too busy or is draining.
     Busy,
@@ -88,8 +90,8 @@ pub(super) async fn answer(state: &State, forwarded: &Forwarded, spent: &mut Spe
         spent.service = Some(since.elapsed());
         match tried {
             None => return Ended::TimedOut,
-            Some(Try::Answered { answer, spent: of_it }) => {
-                *spent = Spent { waited: of_it.waited.or(spent.waited), ..of_it };
+            Some(Try::Answered { answer, service }) => {
+                spent.service = Some(service);
                 return Ended::Answered(answer);
             }
             // It goes back to the head of the line; the replica is left alone for a moment.
@@ -194,14 +196,14 @@ async fn attempt(state: &State, slot: Slot, forwarded: &Forwarded) -> Try {
             failed(slot, Some(answer), why)
         }
         Ok(answer) => {
-            let spent = Spent { waited: None, service: Some(slot.since.elapsed()) };
+            let service = slot.since.elapsed();
             // A time-out there says nothing about how long a request takes.
             if answer.status() == StatusCode::GATEWAY_TIMEOUT {
                 slot.finish(Finish::Abandoned);
             } else {
                 slot.answered(stages(answer.headers()));
             }
-            Try::Answered { answer, spent }
+            Try::Answered { answer, service }
         }
         Err(error @ (ExchangeError::TooLarge | ExchangeError::Address(_))) => {
             let why = error.to_string();

@@ -217,6 +217,24 @@ async fn a_run_tells_the_fleet_and_two_runs_are_compared() {
     assert!(verdict.ends_with("answered a second"), "{stdout}");
 }
 
+/// Searches the highest rate at `target` with trials of at least 100 requests: the exit code and what was found.
+async fn search(target: &str, flags: &[&str]) -> (Option<i32>, Value) {
+    let always = [
+        "--find-max",
+        "--target",
+        target,
+        "--lag-max",
+        "5s",
+        "--find-samples",
+        "100",
+        "--json",
+        "-",
+        "--quiet",
+    ];
+    let output = elastic(&[&always, flags].concat()).await;
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
 #[tokio::test]
 async fn the_highest_rate_is_found_and_confirmed_with_another_seed() {
     // Takes 150 requests in any half second, which is 300 a second, and refuses the rest.
@@ -233,35 +251,27 @@ async fn the_highest_rate_is_found_and_confirmed_with_another_seed() {
         StatusCode::OK
     });
     let service = Running::router(router().route("/predict", answer)).await;
-    let output = elastic(&[
-        "--find-max",
-        "--slo-p99",
-        "4s",
-        "--target",
+    let (code, found) = search(
         &service.url,
-        "--lag-max",
-        "5s",
-        "--seed",
-        "3",
-        "--find-start",
-        "150",
-        "--find-trial",
-        "1s",
-        "--find-samples",
-        "100",
-        "--find-warm-up",
-        "100ms",
-        "--find-resolution",
-        "50%",
-        "--find-time",
-        "2m",
-        "--json",
-        "-",
-        "--quiet",
-    ])
+        &[
+            "--slo-p99",
+            "4s",
+            "--seed",
+            "3",
+            "--find-start",
+            "150",
+            "--find-trial",
+            "1s",
+            "--find-warm-up",
+            "100ms",
+            "--find-resolution",
+            "50%",
+            "--find-time",
+            "2m",
+        ],
+    )
     .await;
-    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{found}");
+    assert_eq!(code, Some(0), "{found}");
     assert_eq!(found["ending"], "confirmed");
     let rate_rps = found["rate_rps"].as_f64().unwrap();
     assert!((75.0..=300.0).contains(&rate_rps), "{found}");
@@ -285,31 +295,23 @@ async fn a_trial_that_is_lost_ends_early_and_a_search_without_time_has_no_answer
     let refuse = post(|| async { StatusCode::SERVICE_UNAVAILABLE });
     let service = Running::router(router().route("/predict", refuse)).await;
     // A trial takes a minute, so there is time for one; it is lost once one in a hundred of its 300 missed.
-    let output = elastic(&[
-        "--find-max",
-        "--slo-p99",
-        "1s",
-        "--target",
+    let (code, found) = search(
         &service.url,
-        "--lag-max",
-        "5s",
-        "--find-start",
-        "5",
-        "--find-trial",
-        "1m",
-        "--find-samples",
-        "100",
-        "--find-warm-up",
-        "0s",
-        "--find-time",
-        "61s",
-        "--json",
-        "-",
-        "--quiet",
-    ])
+        &[
+            "--slo-p99",
+            "1s",
+            "--find-start",
+            "5",
+            "--find-trial",
+            "1m",
+            "--find-warm-up",
+            "0s",
+            "--find-time",
+            "61s",
+        ],
+    )
     .await;
-    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{found}");
+    assert_eq!(code, Some(1), "{found}");
     assert_eq!((&found["ending"], &found["rate_rps"]), (&"out_of_time".into(), &Value::Null));
     let [trial] = &found["trials"].as_array().unwrap()[..] else { panic!("{found}") };
     assert_eq!((&trial["ended_early"], &trial["held"]), (&true.into(), &false.into()));
