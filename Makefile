@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-page test-metrics test-zoo test-measure test-clients check bench bench-serve bench-kernels bench-proxy chaos fmt demo weights image minikube-up minikube-down clean
+.PHONY: help build test test-page test-metrics test-zoo test-measure test-clients check bench bench-serve bench-kernels bench-proxy chaos evaluate simulator-check fmt demo weights image minikube-up minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -15,7 +15,7 @@ WEIGHTS_FROM := $(wildcard ../shared/weights)
 endif
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: ## Build the release executable, target/release/elastic
 	$(CARGO) build --release --locked
@@ -81,6 +81,12 @@ demo: build ## Start everything on this machine, replay workload.txt, judge the 
 
 chaos: $(if $(ELASTIC),,build) ## Kill, hang, overload and more, under load; what clients feel of it (CHAOS_ARGS="--only kill"; see docs/reliability.md)
 	@python3 scripts/chaos/chaos.py $(CHAOS_ARGS)
+
+evaluate: $(if $(ELASTIC),,build) ## Play the traces through the simulator with every scaling rule; writes docs/evaluation.md
+	@python3 scripts/evaluate.py $(EVALUATE_ARGS)
+
+simulator-check: $(if $(ELASTIC),,build) ## Run slo and step on this machine and in the simulator, side by side (CHECK_ARGS="--speed 2")
+	@python3 scripts/simulator_check.py $(CHECK_ARGS)
 
 weights: build ## Put MobileNetV2's weights into weights/, from ELASTIC_WEIGHTS_DIR, ../shared/weights or the web
 	@env -u ELASTIC_WEIGHTS_DIR target/release/elastic weights fetch --dir weights \

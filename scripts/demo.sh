@@ -4,6 +4,7 @@
 # Usage: scripts/demo.sh [further arguments of `elastic load`]
 # Settings: DEMO_SPEED   replay faster by this factor
 #           DEMO_PACE    least time a replica takes for one image (100ms), so that a small machine can hold several
+#           DEMO_POLICY  rule that scales, slo or step (slo)
 #           DEMO_KILL=1  kill a replica with SIGKILL in the middle
 #           DEMO_KEEP=1  leave everything running afterwards, until Ctrl-C
 #           DEMO_LAG_MAX how late the load generator may be itself (50ms): with everything on one small machine it
@@ -96,7 +97,7 @@ start_up() {
         port=0
     fi
     "$elastic" up --replicas-min 1 --replicas-max "${DEMO_REPLICAS_MAX:-8}" --pace "${DEMO_PACE:-100ms}" \
-        --interval 1s --port "$port" --addresses "$scratch/addresses.json" >"$scratch/up.log" 2>&1 &
+        --policy "${DEMO_POLICY:-slo}" --port "$port" --addresses "$scratch/addresses.json" >"$scratch/up.log" 2>&1 &
     up_pid=$!
     for ((tries = 0; tries < 600; tries++)); do
         if [[ -f $scratch/addresses.json ]]; then

@@ -1,7 +1,7 @@
 //! The command line: one variant and one match arm per mode.
 use crate::net::shutdown::Shutdown;
 use crate::net::telemetry;
-use crate::{autoscale, classify, dispatch, load, monitor, serve_model, up, weights};
+use crate::{autoscale, classify, dispatch, load, monitor, serve_model, simulate, up, weights};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -32,6 +32,8 @@ pub enum Command {
     Autoscale(autoscale::Args),
     /// Replay a workload against a dispatcher, open loop, and judge the latency promise
     Load(Box<load::Args>),
+    /// Play a workload or a recorded run in simulated time: what would rules that scale cost and miss?
+    Simulate(Box<simulate::Args>),
     /// Label image files from the command line
     Classify(classify::Args),
     /// Fetch and convert weights
@@ -54,6 +56,7 @@ impl Command {
             Self::Monitor(args) => monitor::run(args, shutdown).await,
             Self::Autoscale(args) => autoscale::run(args, shutdown).await,
             Self::Load(args) => load::run(*args, shutdown).await,
+            Self::Simulate(args) => simulate::run(*args, shutdown).await,
             Self::Classify(args) => classify::run(args).await,
             Self::Weights(args) => weights::run(args).await,
             Self::Completions { shell } => {

@@ -1,6 +1,7 @@
 //! The loop: observe, decide, write down, carry out.
 use super::{Config, PolicyName, Scaler};
-use crate::logic::policy::{Decision, History, Observation, Traffic, step};
+use crate::logic::policy::{Decision, Observation, Traffic};
+use crate::logic::window::Service;
 use crate::net::metrics::{registry, render};
 use crate::net::wire::Stats;
 use crate::net::{client, clock, shutdown::Shutdown};
@@ -99,7 +100,7 @@ pub(super) async fn run(
     let client = client::client(MONITOR_TIMEOUT)?;
     let mut ticks = tokio::time::interval(config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut history = History::default();
+    let mut policy = config.rule.policy();
     let mut complained = false;
     loop {
         tokio::select! {
@@ -117,7 +118,7 @@ pub(super) async fn run(
             }
         };
         let now = started.elapsed();
-        let traffic = traffic(&client, &config.monitor, history.relevant(now)).await;
+        let traffic = traffic(&client, &config.monitor).await;
         if let Err(error) = &traffic
             && !complained
         {
@@ -125,9 +126,7 @@ pub(super) async fn run(
         }
         complained = traffic.is_err();
         let observation = Observation { now, replicas, traffic: traffic.ok() };
-        let decision = match config.policy {
-            PolicyName::Step => step(&config.step, &mut history, &observation),
-        };
+        let decision = policy.decide(&observation);
         if shutdown.is_draining() {
             return Ok(());
         }
@@ -167,25 +166,70 @@ async fn carry_out(config: &Config, scaler: &Scaler, before: u32, decision: &Dec
     }
 }
 
-/// Asks the monitor about the latencies of the last `relevant` seconds, or of its whole window.
-async fn traffic(
-    client: &reqwest::Client,
-    monitor: &str,
-    relevant: Option<Duration>,
-) -> reqwest::Result<Traffic> {
-    let url = match relevant {
-        Some(relevant) => format!("{monitor}/stats?seconds={:.3}", relevant.as_secs_f64().max(0.001)),
-        None => format!("{monitor}/stats"),
-    };
-    let stats: Stats = client.get(url).send().await?.error_for_status()?.json().await?;
-    Ok(Traffic {
+async fn traffic(client: &reqwest::Client, monitor: &str) -> reqwest::Result<Traffic> {
+    let stats: Stats =
+        client.get(format!("{monitor}/stats")).send().await?.error_for_status()?.json().await?;
+    Ok(told(&stats))
+}
+
+/// What a rule goes by of what the monitor tells.
+fn told(stats: &Stats) -> Traffic {
+    let service = stats.service_ms.map(|service| Service {
+        mean_ms: service.mean,
+        p95_ms: service.p95,
+        cv: service.cv,
+    });
+    Traffic {
         // A monitor that never heard of a dispatcher knows nothing at all.
         age_s: stats.age_s.unwrap_or(f64::INFINITY),
         samples: stats.samples,
         p99_ms: stats.p99_ms,
-        arrival_rps: stats.arrival_rps,
-        service_ms: stats.service_ms.map(|service| service.mean),
-        outstanding: stats.in_flight + stats.queue_depth,
+        arrivals: stats.arrivals,
+        arrivals_known_s: stats.arrivals_known_s,
+        service,
+        busy: f64::from(stats.in_flight),
+        waiting: stats.queue_depth,
         slots: stats.slots,
-    })
+        ended: stats.ended,
+        missed: stats.missed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::policy::ReplicaCounts;
+
+    #[test]
+    fn a_monitor_that_has_heard_nothing_knows_nothing_of_now() {
+        let told = told(&Stats::default());
+        assert!(told.age_s.is_infinite() && told.service.is_none() && told.p99_ms.is_none(), "{told:?}");
+    }
+
+    fn record(before: u32, after: u32, reason: &str) -> Record {
+        let replicas = ReplicaCounts { desired: before, ..ReplicaCounts::default() };
+        Record {
+            at_unix_s: 0.0,
+            age_s: 0.0,
+            at: Instant::now(),
+            replicas_before: before,
+            replicas: after,
+            reason: reason.to_owned(),
+            applied: true,
+            inputs: Observation { now: Duration::ZERO, replicas, traffic: None },
+        }
+    }
+
+    #[tokio::test]
+    async fn a_row_of_decisions_to_hold_keeps_its_last_and_the_oldest_make_room() {
+        let journal = Journal::new(PolicyName::Slo, 3);
+        for (before, after, reason) in
+            [(1, 1, "a"), (1, 1, "b"), (1, 4, "c"), (4, 4, "d"), (5, 5, "someone else"), (5, 5, "e")]
+        {
+            journal.write(record(before, after, reason));
+        }
+        let told = journal.decisions();
+        let reasons: Vec<_> = told.decisions.iter().map(|record| record.reason.as_str()).collect();
+        assert_eq!((told.policy, reasons), (PolicyName::Slo, vec!["c", "d", "e"]));
+    }
 }

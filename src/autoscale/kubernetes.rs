@@ -231,10 +231,11 @@ impl DeploymentScaler {
     }
 }
 
-/// Counts from the scale subresource and a number of ready pods.
+/// Counts from the scale subresource and a number of ready pods. Neither tells a pod that crashes from one that
+/// starts, so none counts as failing.
 fn counts(scale: &Scale, ready: u32) -> ReplicaCounts {
     let desired = wanted_pods(scale);
-    ReplicaCounts { desired, ready, starting: desired.saturating_sub(ready) }
+    ReplicaCounts { desired, ready, starting: desired.saturating_sub(ready), failing: 0 }
 }
 
 /// Pods asked for. The API server leaves the field out when it is zero.

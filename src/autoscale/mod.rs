@@ -6,7 +6,7 @@ mod control;
 pub mod kubernetes;
 pub mod processes;
 
-use crate::logic::policy::{Bounds, ReplicaCounts, StepConfig};
+use crate::logic::policy::{Bounds, Name, Policy, ReplicaCounts, Slo, SloConfig, Step, StepConfig};
 use crate::net::serve::{self, Limits, duration};
 use crate::net::{client, error, shutdown::Shutdown};
 use anyhow::{Context as _, bail, ensure};
@@ -59,24 +59,35 @@ pub struct Args {
     children: Vec<OsString>,
 }
 
-/// The rule that decides.
+/// A rule that may decide on a real fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
-    /// ×1.2 up while p99 is over the target, −1 down when there is room
+    /// Fewest replicas that keep p99 under the target, from arrivals, service times and queueing theory
+    Slo,
+    /// ×1.2 up while p99 is over the target, else −1 down
     Step,
+}
+
+impl From<PolicyName> for Name {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::Slo => Self::Slo,
+            PolicyName::Step => Self::Step,
+        }
+    }
 }
 
 /// How decisions are made; the same flags for `autoscale` and `up`.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "autoscale_settings")]
 pub struct Settings {
-    /// Rule that decides
-    #[arg(long, env = "ELASTIC_POLICY", default_value = "step", value_name = "POLICY")]
+    /// Rule that decides; those of other autoscalers are for comparison, in `elastic simulate` alone
+    #[arg(long, env = "ELASTIC_POLICY", default_value = "slo", value_name = "POLICY")]
     pub policy: PolicyName,
-    /// Time between two decisions
-    #[arg(long, env = "ELASTIC_INTERVAL", default_value = "10s", value_parser = duration, value_name = "TIME")]
-    pub interval: Duration,
+    /// Time between two decisions [default: 1s with slo, 10s with step]
+    #[arg(long, env = "ELASTIC_INTERVAL", value_parser = duration, value_name = "TIME")]
+    pub interval: Option<Duration>,
     /// Fewest replicas
     #[arg(long, env = "ELASTIC_REPLICAS_MIN", default_value_t = 1, value_name = "N")]
     pub replicas_min: u32,
@@ -86,18 +97,16 @@ pub struct Settings {
     /// The 99th percentile of the latency to stay under
     #[arg(long, env = "ELASTIC_P99_TARGET", default_value = "330ms", value_parser = duration, value_name = "TIME")]
     pub p99_target: Duration,
-    /// Factor by which the fleet grows while p99 is over the target, rounded up
+    /// With slo: share of requests that may be over the target or unanswered, over 15 minutes
+    #[arg(long, env = "ELASTIC_MISS_BUDGET", default_value_t = slo_defaults().miss_budget, value_name = "SHARE")]
+    pub miss_budget: f64,
+    /// With slo: time for which fewer replicas must have been enough before any is given up; at least twice the
+    /// start-up time
+    #[arg(long, env = "ELASTIC_HOLD", default_value = "40s", value_parser = duration, value_name = "TIME")]
+    pub hold: Duration,
+    /// With step: factor by which the fleet grows while p99 is over the target, rounded up
     #[arg(long, env = "ELASTIC_UP_FACTOR", default_value_t = 1.2, value_name = "FACTOR")]
     pub up_factor: f64,
-    /// Least time between a change and a step down
-    #[arg(long, env = "ELASTIC_DOWN_INTERVAL", default_value = "10s", value_parser = duration, value_name = "TIME")]
-    pub down_interval: Duration,
-    /// Highest share of busy slots that a step down may lead to
-    #[arg(long, env = "ELASTIC_ROOM_UTILISATION", default_value_t = 0.7, value_name = "SHARE")]
-    pub room_utilisation: f64,
-    /// Fewest latencies to decide on
-    #[arg(long, env = "ELASTIC_SAMPLES_MIN", default_value_t = 20, value_name = "N")]
-    pub samples_min: usize,
     /// A report of the dispatchers older than this counts as missing
     #[arg(long, env = "ELASTIC_STALE_AFTER", default_value = "30s", value_parser = duration, value_name = "TIME")]
     pub stale_after: Duration,
@@ -106,12 +115,47 @@ pub struct Settings {
     pub decisions_max: usize,
 }
 
+/// What the flags of slo default to.
+fn slo_defaults() -> SloConfig {
+    SloConfig::new(Bounds { min: 1, max: 1 }, 1.0)
+}
+
+/// A rule with its checked settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rule {
+    Slo(SloConfig),
+    Step(StepConfig),
+}
+
+impl Rule {
+    fn name(self) -> PolicyName {
+        match self {
+            Self::Slo(_) => PolicyName::Slo,
+            Self::Step(_) => PolicyName::Step,
+        }
+    }
+
+    fn bounds(self) -> Bounds {
+        match self {
+            Self::Slo(config) => config.bounds,
+            Self::Step(config) => config.bounds,
+        }
+    }
+
+    /// The rule before its first decision.
+    fn policy(self) -> Box<dyn Policy + Send> {
+        match self {
+            Self::Slo(config) => Box::new(Slo::new(config)),
+            Self::Step(config) => Box::new(Step::new(config)),
+        }
+    }
+}
+
 /// Checked settings of an autoscaler.
 #[derive(Clone, Debug)]
 pub struct Config {
     monitor: String,
-    policy: PolicyName,
-    step: StepConfig,
+    rule: Rule,
     interval: Duration,
     decisions_max: usize,
     dry_run: bool,
@@ -121,26 +165,27 @@ pub struct Config {
 impl Config {
     /// Checks what an autoscaler is told; `monitor` is a base URL.
     pub fn new(settings: &Settings, monitor: &str, dry_run: bool, limits: Limits) -> anyhow::Result<Self> {
-        let &Settings { interval, replicas_min: min, replicas_max: max, up_factor, room_utilisation, .. } =
-            settings;
+        let &Settings { policy, replicas_min: min, replicas_max: max, .. } = settings;
+        let &Settings { miss_budget, hold, up_factor, .. } = settings;
+        let interval = settings.interval.unwrap_or_else(|| Name::from(policy).interval());
         ensure!(!interval.is_zero(), "--interval must be longer than 0");
+        ensure!(!settings.p99_target.is_zero(), "--p99-target must be longer than 0");
         ensure!(min >= 1, "--replicas-min must be at least 1");
         ensure!(min <= max, "--replicas-min {min} is more than --replicas-max {max}");
         ensure!(up_factor > 1.0 && up_factor <= 100.0, "--up-factor must be over 1 and at most 100");
-        ensure!((0.0..=1.0).contains(&room_utilisation), "--room-utilisation must be from 0 to 1");
+        ensure!(miss_budget > 0.0 && miss_budget < 1.0, "--miss-budget must be over 0 and below 1");
         ensure!(settings.decisions_max > 0, "--decisions-max must be at least 1");
+        let (bounds, target_ms) = (Bounds { min, max }, settings.p99_target.as_secs_f64() * 1000.0);
+        let stale_after_s = settings.stale_after.as_secs_f64();
+        let rule = match policy {
+            PolicyName::Slo => {
+                Rule::Slo(SloConfig { miss_budget, hold, stale_after_s, ..SloConfig::new(bounds, target_ms) })
+            }
+            PolicyName::Step => Rule::Step(StepConfig { bounds, target_ms, up_factor, stale_after_s }),
+        };
         Ok(Self {
             monitor: client::base_url(monitor).context("--monitor")?,
-            policy: settings.policy,
-            step: StepConfig {
-                bounds: Bounds { min, max },
-                target_ms: settings.p99_target.as_secs_f64() * 1000.0,
-                up_factor,
-                down_interval: settings.down_interval,
-                room_utilisation,
-                samples_min: settings.samples_min,
-                stale_after_s: settings.stale_after.as_secs_f64(),
-            },
+            rule,
             interval,
             decisions_max: settings.decisions_max,
             dry_run,
@@ -208,10 +253,11 @@ pub async fn serve(
     scaler: Scaler,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let Bounds { min, max } = config.step.bounds;
+    let Bounds { min, max } = config.rule.bounds();
+    let policy = config.rule.name();
     let url = serve::local_url(&listener)?;
-    tracing::info!(url, policy = ?config.policy, min, max, dry_run = config.dry_run, "autoscaling");
-    let journal = Arc::new(Journal::new(config.policy, config.decisions_max));
+    tracing::info!(url, ?policy, min, max, dry_run = config.dry_run, "autoscaling");
+    let journal = Arc::new(Journal::new(policy, config.decisions_max));
     let limits = config.limits;
     let router = router(Arc::clone(&journal), scaler.clone());
     let supervised = async {

@@ -90,6 +90,8 @@ pub struct Replica {
 struct Member {
     replica: Replica,
     started_at: Instant,
+    /// Whether it stands in for one that ended before it was ready.
+    again: bool,
     drain: CancellationToken,
 }
 
@@ -101,6 +103,8 @@ struct Fleet {
     members: BTreeMap<u64, Member>,
     /// Children that ended before they were ready, in a row.
     failures: u32,
+    /// Of the children still to be started, those that ended before they were ready.
+    broken: u32,
     not_before: Option<Instant>,
 }
 
@@ -119,16 +123,24 @@ impl ProcessScaler {
         Arc::new(Self { spawn, fleet: Mutex::new(fleet), changed: Notify::new() })
     }
 
-    /// Children asked for, ready, and on their way up.
+    /// Children asked for, ready, on their way up, and failing: a child that ended before it was ever ready
+    /// counts as failing until another has become ready in its place.
     #[must_use]
     pub fn observe(&self) -> ReplicaCounts {
         let fleet = self.fleet();
-        let count =
-            |state| fleet.members.values().filter(|member| member.replica.state == state).count() as u32;
-        let ready = count(ReplicaState::Ready);
-        // Also those that are not even started yet, because the last ones failed.
-        let starting = count(ReplicaState::Starting).max(fleet.desired.saturating_sub(ready));
-        ReplicaCounts { desired: fleet.desired, ready, starting }
+        let (mut ready, mut starting, mut again) = (0_u32, 0_u32, 0_u32);
+        for member in fleet.members.values() {
+            match member.replica.state {
+                ReplicaState::Ready => ready += 1,
+                ReplicaState::Starting if member.again => again += 1,
+                ReplicaState::Starting => starting += 1,
+                ReplicaState::Draining => {}
+            }
+        }
+        let not_started = fleet.desired.saturating_sub(ready + starting + again);
+        let broken = fleet.broken.min(not_started);
+        starting += not_started - broken;
+        ReplicaCounts { desired: fleet.desired, ready, starting, failing: again + broken }
     }
 
     /// Asks for a number of children; [`ProcessScaler::supervise`] sees to it.
@@ -183,11 +195,15 @@ impl ProcessScaler {
                 member.drain.cancel();
             }
         }
-        for _ in present.len()..desired {
+        let missing = desired.saturating_sub(present.len()) as u32;
+        fleet.broken = fleet.broken.min(missing);
+        for still_missing in (1..=missing).rev() {
             if let Some(at) = fleet.not_before.filter(|at| *at > Instant::now()) {
                 return Some(at);
             }
             if !self.start(&mut fleet, children) {
+                // Where one cannot be started, none can.
+                fleet.broken = still_missing;
                 return fleet.not_before;
             }
         }
@@ -208,7 +224,9 @@ impl ProcessScaler {
         let id = fleet.next_id;
         let replica = Replica { pid: child.id(), state: ReplicaState::Starting, url: None, startup_ms: None };
         let drain = CancellationToken::new();
-        let member = Member { replica, started_at: Instant::now(), drain: drain.clone() };
+        let again = fleet.broken > 0;
+        fleet.broken = fleet.broken.saturating_sub(1);
+        let member = Member { replica, started_at: Instant::now(), again, drain: drain.clone() };
         fleet.members.insert(id, member);
         let scaler = Arc::clone(self);
         children.spawn(async move {
@@ -291,6 +309,7 @@ impl ProcessScaler {
             ReplicaState::Ready => tracing::warn!(pid, status, "a replica ended unasked; starting another"),
             ReplicaState::Starting => {
                 tracing::error!(pid, status, "a replica ended before it was ready");
+                fleet.broken = fleet.broken.saturating_add(1);
                 fleet.failed();
             }
         }

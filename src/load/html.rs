@@ -1,20 +1,15 @@
-//! The report as one page that needs nothing else: no script has to run, no file or address is loaded.
-//!
-//! Lines are drawn by Rust as inline SVG that stretches; all text is HTML beside it, so that it stays readable
-//! at any width. The small script only reads values off under the pointer.
+//! The report as one page that needs nothing else, see [`crate::draw`].
 //!
 //! **Invariant**: whatever comes from outside (names, reasons, errors) is escaped.
-mod chart;
 mod series;
 
+use crate::draw::chart::{self, Line, Mark, Panel, Scale};
+use crate::draw::{SCRIPT, STYLE, escape, in_script};
 use crate::load::fleet::Seen;
 use crate::load::report::{LatencyMs, Report, percent, show};
-use chart::{Line, Mark, Panel, Scale};
 use series::Series;
 use std::fmt::Write as _;
 
-const STYLE: &str = include_str!("html/page.css");
-const SCRIPT: &str = include_str!("html/page.js");
 /// Most decisions in the table; the chart marks all.
 const DECISIONS_SHOWN: usize = 200;
 
@@ -50,7 +45,7 @@ pub(crate) fn page(report: &Report) -> String {
     if let Some(fleet) = &report.fleet {
         page.push_str(&decisions(fleet));
     }
-    let data = series.to_json().replace('<', "\\u003c");
+    let data = in_script(&series.to_json());
     let _ = write!(
         page,
         "</main>\n<footer class=\"soft\">elastic {version}. Latencies count from the instant at which a request was due; \
@@ -100,7 +95,8 @@ fn charts(report: &Report, series: &Series) -> String {
     html += &Panel {
         id: "rate",
         title: &format!("Requests a second{each}"),
-        series,
+        points: series.len(),
+        length_s: series.length_s,
         scale: Scale::linear(&[&series.planned, &series.sent, &series.ok]),
         lines: &[
             Line::new("planned", "planned", &series.planned),
@@ -117,7 +113,8 @@ fn charts(report: &Report, series: &Series) -> String {
     html += &Panel {
         id: "latency",
         title: "Latency from the scheduled instant, ms",
-        series,
+        points: series.len(),
+        length_s: series.length_s,
         scale: Scale::latency(&p99_ms, promise),
         lines: &[Line::of("p99", "p99", &series.p99_ms), Line::of("p50", "p50", &series.p50_ms)],
         bars: &[],
@@ -144,7 +141,8 @@ fn misses(series: &Series) -> String {
     Panel {
         id: "misses",
         title: "Failed and shed a second, by kind",
-        series,
+        points: series.len(),
+        length_s: series.length_s,
         scale: Scale::linear(&[&total]),
         lines: &[],
         bars: &bars,
@@ -174,7 +172,8 @@ fn replicas(fleet: Option<&Seen>, series: &Series) -> String {
     Panel {
         id: "replicas",
         title: "Replicas and decisions",
-        series,
+        points: series.len(),
+        length_s: series.length_s,
         scale: Scale::whole(&total),
         lines: &[],
         bars: &[Line::new("ready", "ready", &ready), Line::new("starting", "starting", &starting)],
@@ -266,22 +265,6 @@ fn decisions(fleet: &Seen) -> String {
         let _ = write!(html, "<p class=\"soft\">and {more} more, in the JSON</p>");
     }
     html + "</section>\n"
-}
-
-/// Text as it may stand in HTML, also in an attribute.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }
 
 /// Seconds since the Unix epoch as a date, after Hinnant's `civil_from_days`.

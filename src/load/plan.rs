@@ -1,7 +1,8 @@
 //! From flags to what is played.
 use crate::load::Args;
 use crate::logic::arrivals::{Pace, Plan, Workload};
-use anyhow::{Context as _, ensure};
+use crate::net::files::read_text;
+use anyhow::Context as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,11 +27,6 @@ pub(crate) fn read(args: &Args) -> anyhow::Result<Plan> {
 }
 
 fn file(path: &Path) -> anyhow::Result<Workload> {
-    let file = path.display();
-    let size = std::fs::metadata(path)
-        .with_context(|| format!("cannot read the workload {file}; name a file with --workload FILE"))?
-        .len();
-    ensure!(size <= WORKLOAD_BYTES_MAX, "the workload {file} is larger than {WORKLOAD_BYTES_MAX} bytes");
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the workload {file}"))?;
-    Workload::parse(&text).with_context(|| format!("workload {file}"))
+    let text = read_text("workload", path, WORKLOAD_BYTES_MAX).context("name a file with --workload FILE")?;
+    Workload::parse(&text).with_context(|| format!("workload {}", path.display()))
 }

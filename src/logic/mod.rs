@@ -7,6 +7,7 @@ pub mod health;
 pub mod histogram;
 pub mod policy;
 pub mod queue;
+pub mod rates;
 pub mod search;
 pub mod service;
 pub mod window;

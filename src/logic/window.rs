@@ -44,6 +44,16 @@ pub struct Sample {
     pub service_ms: Option<f64>,
 }
 
+impl Sample {
+    /// Whether it missed `target_ms` although its service time alone would not have: what more replicas, or
+    /// earlier ones, could have prevented.
+    #[must_use]
+    pub fn is_preventable_miss(&self, target_ms: f64) -> bool {
+        let missed = self.miss || self.latency_ms > target_ms;
+        missed && self.service_ms.is_none_or(|service_ms| service_ms <= target_ms)
+    }
+}
+
 /// What some samples say together. See the module for how misses rank.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
@@ -69,7 +79,7 @@ pub struct Summary {
 }
 
 /// How long requests held a replica's slot.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Service {
     /// Mean, milliseconds.
     pub mean_ms: f64,
@@ -141,6 +151,13 @@ impl Window {
     #[must_use]
     pub fn recent(&self, now: Duration, age_max: Duration) -> Option<Summary> {
         summarise(self.within(now, age_max).map(|(_, sample)| sample), self.limits.promise_ms)
+    }
+
+    /// How long the whole window's requests held a slot at `now`.
+    #[must_use]
+    pub fn service(&self, now: Duration) -> Option<Service> {
+        let within = self.within(now, self.limits.age_max);
+        summarise_service(within.filter_map(|(_, sample)| sample.service_ms).collect())
     }
 
     /// The samples no older than `age_max`, oldest first. Times only grow along the window, so this is a suffix.
@@ -335,6 +352,8 @@ mod tests {
         samples[1].service_ms = Some(300.0);
         let service = filled(&samples).summary(Duration::ZERO).unwrap().service.unwrap();
         assert_eq!(service, Service { mean_ms: 200.0, p95_ms: 300.0, cv: 0.5 });
+        assert_eq!(filled(&samples).service(Duration::ZERO), Some(service));
+        assert_eq!(filled(&samples).service(at_s(601.0)), None);
         assert_eq!(filled(&[answered(9.0)]).summary(Duration::ZERO).unwrap().service, None);
     }
 

@@ -2,7 +2,7 @@
 //! `/metrics` and the live page.
 //!
 //! Dispatchers post reports; everything else is read. In reading order: [`Args`] become a [`Config`], `state`
-//! is the memory (`sources`, `rates`, `history` are its parts), `routes` speaks HTTP, `exposition` is
+//! is the memory (`sources` and `history` are its parts), `routes` speaks HTTP, `exposition` is
 //! `/metrics`, `page` the live page, `live` what it draws from and `decisions` its view of the autoscaler.
 //!
 //! **Invariant**: memory is bounded by the configuration, whatever is posted; what is not known reads as
@@ -12,7 +12,6 @@ mod exposition;
 mod history;
 mod live;
 mod page;
-mod rates;
 mod routes;
 mod sources;
 mod state;
@@ -58,7 +57,8 @@ pub struct Config {
     /// Latency that was promised; a request that was shed or failed counts as at least this slow
     #[arg(long, env = "ELASTIC_PROMISE", default_value = "500ms", value_parser = duration, value_name = "TIME")]
     pub promise: Duration,
-    /// Latency that is aimed at; a line on the live page
+    /// Latency that is aimed at: `missed` in /stats counts what is over it, the live page draws a line; the same as
+    /// the autoscaler's --p99-target
     #[arg(long, env = "ELASTIC_TARGET_LATENCY", default_value = "330ms", value_parser = duration, value_name = "TIME")]
     pub target_latency: Duration,
     /// How far back `recent` in /stats looks, unless it is asked for more or less

@@ -2,10 +2,10 @@
 //!
 //! **Invariant**: no method reads a clock; each takes `now`, the time since the monitor's start. Memory is
 //! bounded by the limits in [`Config`].
-use crate::logic::window::{self, Sample, Summary, Window};
+use crate::logic::rates::Rates;
+use crate::logic::window::{self, Sample, Service, Summary, Window};
 use crate::monitor::Config;
 use crate::monitor::history::{self, History, Point};
-use crate::monitor::rates::Rates;
 use crate::monitor::sources::{Admission, Sources};
 use crate::net::wire::{Ended, Missing, Outcome, Report, ServiceMs, Since, Span, Stats};
 use std::collections::BTreeSet;
@@ -51,10 +51,13 @@ pub(super) struct State {
     sources_max: usize,
     replicas_max: usize,
     recent: Duration,
+    target_ms: f64,
     window: Window,
     history: History,
     sources: Sources,
     rates: Rates,
+    ended: u64,
+    missed: u64,
     shed: u64,
     errors: u64,
     lost: u64,
@@ -70,6 +73,7 @@ impl State {
             sources_max: config.sources_max,
             replicas_max: config.replicas_max,
             recent: config.recent,
+            target_ms: config.target_latency.as_secs_f64() * 1e3,
             window: Window::new(window::Limits {
                 samples_max: config.window,
                 age_max: config.window_age,
@@ -81,6 +85,8 @@ impl State {
             }),
             sources: Sources::new(config.sources_max, config.source_age),
             rates: Rates::default(),
+            ended: 0,
+            missed: 0,
             shed: 0,
             errors: 0,
             lost: 0,
@@ -108,6 +114,9 @@ impl State {
         };
         let (answered, shed) = (count(|o| o == Outcome::Ok), count(|o| o == Outcome::Shed));
         self.rates.record(now, report.arrivals, answered);
+        let missed = |ended: &&Ended| sample(ended).is_preventable_miss(self.target_ms);
+        self.missed += report.ended.iter().filter(missed).count() as u64;
+        self.ended += report.ended.len() as u64;
         self.shed += shed;
         self.errors += report.ended.len() as u64 - answered - shed;
         self.lost = self.lost.saturating_add(report.lost);
@@ -128,6 +137,10 @@ impl State {
             age_s: self.sources.age(now).map(|age| age.as_secs_f64()),
             arrival_rps,
             throughput_rps,
+            arrivals: self.rates.arrivals(now),
+            arrivals_known_s: self.rates.known(now).as_secs_f64(),
+            ended: self.ended,
+            missed: self.missed,
             shed: self.shed,
             errors: self.errors,
             in_flight: totals.in_flight,
@@ -136,6 +149,7 @@ impl State {
             replicas: totals.replicas,
             epoch: self.epoch,
             lost: self.lost,
+            service_ms: self.window.service(now).map(service_ms),
             recent: Some(recent).filter(|span: &Span| span.samples > 0 || span.arrivals > 0),
             since: question.since.map(|asked| self.since(now, asked)),
             ..Stats::default()
@@ -232,13 +246,12 @@ fn with_summary(stats: Stats, summary: &Summary) -> Stats {
         p99_ci_ms: summary.p99_ci_ms,
         max_ms: Some(summary.max_ms),
         mean_ms: Some(summary.mean_ms),
-        service_ms: summary.service.map(|service| ServiceMs {
-            mean: service.mean_ms,
-            p95: service.p95_ms,
-            cv: service.cv,
-        }),
         ..stats
     }
+}
+
+fn service_ms(service: Service) -> ServiceMs {
+    ServiceMs { mean: service.mean_ms, p95: service.p95_ms, cv: service.cv }
 }
 
 #[cfg(test)]
@@ -305,6 +318,47 @@ mod tests {
         let seen = state.stats(at_s(1), &Question::default());
         assert_eq!((seen.p90_ms, seen.p99_ms, seen.shed, seen.errors), (Some(500.0), Some(500.0), 50, 1));
         assert_eq!((seen.arrival_rps, seen.throughput_rps), (Some(101.0), Some(50.0)));
+    }
+
+    #[test]
+    fn totals_and_the_seconds_of_arrivals_add_up_over_dispatchers() {
+        let mut state =
+            State::new(&Config { target_latency: Duration::from_millis(330), ..Config::default() });
+        let latencies =
+            [(Outcome::Ok, 330.0), (Outcome::Ok, 330.1), (Outcome::Shed, 0.1), (Outcome::Aborted, 2.0)];
+        let ended = || latencies.map(|(outcome, latency_ms)| ended(outcome, latency_ms)).to_vec();
+        state.record(at_s(100), &report(1, ended())).unwrap();
+        state.record(at_s(102), &Report { source: "e".into(), ..report(1, ended()) }).unwrap();
+        state.record(at_s(102), &Report { lost: 7, ..report(2, vec![]) }).unwrap();
+        let seen = state.stats(Duration::from_millis(102_500), &Question::default());
+        assert_eq!((seen.ended, seen.missed, seen.lost), (8, 6, 7));
+        assert_eq!((seen.arrivals[..4].to_vec(), seen.arrivals_known_s), (vec![4, 0, 4, 0], 2.5));
+        // One that was slow by itself would have missed with any number of replicas.
+        let slow = |service_ms: f64| Ended {
+            outcome: Outcome::Ok,
+            latency_ms: 500.0,
+            waited_ms: None,
+            service_ms: Some(service_ms),
+        };
+        state.record(at_s(102), &report(3, vec![slow(400.0), slow(330.0)])).unwrap();
+        let seen = state.stats(Duration::from_millis(102_500), &Question::default());
+        assert_eq!((seen.ended, seen.missed), (10, 7));
+        // Totals stay when the window has aged and nobody comes any more.
+        let idle = state.stats(at_s(800), &Question::default());
+        assert_eq!((idle.ended, idle.missed, idle.samples, idle.arrivals), (10, 7, 0, [0; 16]));
+    }
+
+    #[test]
+    fn service_times_are_over_the_whole_window_however_few_seconds_are_asked_about() {
+        let mut state = state();
+        let served = |service_ms: f64| Ended { service_ms: Some(service_ms), ..ended(Outcome::Ok, 200.0) };
+        state.record(at_s(1), &report(1, vec![served(100.0)])).unwrap();
+        state.record(at_s(9), &report(2, vec![served(140.0)])).unwrap();
+        let recent = state.stats(at_s(10), &last_s(5));
+        assert_eq!((recent.samples, recent.service_ms.unwrap().mean), (1, 120.0));
+        let aged = state.stats(at_s(20), &last_s(5));
+        assert_eq!((aged.samples, aged.service_ms.unwrap().mean), (0, 120.0));
+        assert_eq!(state.stats(at_s(700), &last_s(5)).service_ms, None);
     }
 
     #[test]

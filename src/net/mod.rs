@@ -5,6 +5,7 @@ pub mod client;
 pub mod clock;
 pub mod deadline;
 pub mod error;
+pub mod files;
 pub mod metrics;
 pub mod openapi;
 pub mod pieces;

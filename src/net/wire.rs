@@ -1,4 +1,5 @@
 //! What the modes say to each other, as JSON. Field names carry their unit.
+use crate::logic::policy::ARRIVALS_S;
 use crate::model::Prediction;
 use serde::{Deserialize, Serialize};
 
@@ -220,6 +221,19 @@ pub struct Stats {
     pub arrival_rps: Option<f64>,
     /// Requests answered a second, over the last 15 s.
     pub throughput_rps: Option<f64>,
+    /// Requests that arrived in each of the last seconds, the latest first; they slide, the first ends now.
+    #[serde(default)]
+    pub arrivals: [u32; ARRIVALS_S],
+    /// How long ago the first report came, seconds: of an earlier second nothing is known.
+    #[serde(default)]
+    pub arrivals_known_s: f64,
+    /// Requests that ended, since the monitor started.
+    #[serde(default)]
+    pub ended: u64,
+    /// Of these, over the latency that is aimed at, refused, failed, timed out or given up, without those that held
+    /// a slot for longer than that by themselves: what more replicas could have prevented.
+    #[serde(default)]
+    pub missed: u64,
     /// Requests refused, since the monitor started.
     pub shed: u64,
     /// Requests that failed, timed out or were given up by the client, since the monitor started.
@@ -228,7 +242,7 @@ pub struct Stats {
     pub in_flight: u32,
     /// Requests waiting for a slot now.
     pub queue_depth: u32,
-    /// How long a request holds a slot.
+    /// How long a request holds a slot, over the whole window however few seconds are asked about.
     pub service_ms: Option<ServiceMs>,
     /// Slots of the replicas that are ready.
     pub slots: u32,

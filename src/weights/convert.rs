@@ -9,7 +9,6 @@ use anyhow::{Context as _, bail};
 use candle_core::DType;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
-use std::path::Path;
 
 /// SHA-256 in lower-case hexadecimal digits.
 #[must_use]
@@ -133,26 +132,6 @@ fn serialize(tensors: &Tensors, dtype: DType, metadata: Map<String, Value>) -> a
     Ok([&(header.len() as u64).to_le_bytes()[..], &header, &data].concat())
 }
 
-/// Writes a file by way of a temporary one beside it, so that it is there whole or not at all.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let name = path.file_name().and_then(|name| name.to_str()).context("the output is no file name")?;
-    // The process's number keeps two runs apart.
-    let temporary = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    let written = write_through(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
-        .with_context(|| format!("cannot write {}; is there room, and may this user write?", path.display()))
-}
-
-fn write_through(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut file = std::fs::File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,17 +197,5 @@ mod tests {
         tensors.remove("features.0.1.running_var");
         let missing = error(&sample::pickles(&tensors), None);
         assert!(missing.contains("needs the tensor features.0.1.running_var of shape [32]"), "{missing}");
-    }
-
-    #[test]
-    fn a_file_is_written_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("w.safetensors");
-        write_atomically(&path, b"one").unwrap();
-        write_atomically(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        let error = write_atomically(&folder.path().join("absent/w"), b"three").unwrap_err();
-        assert!(format!("{error:#}").contains("absent/w"), "{error:#}");
     }
 }

@@ -4,6 +4,7 @@
 use crate::model::network::{MOBILENET_V2, Network};
 use crate::model::weights::read_file;
 use crate::model::{check_file, weights};
+use crate::net::files::write_atomically;
 use crate::net::{client, serve};
 use crate::weights::convert;
 use anyhow::{Context as _, bail, ensure};
@@ -90,7 +91,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let converted = move || convert::convert(&bytes, Some(NETWORK), DType::F32);
     let (_, converted) =
         tokio::task::spawn_blocking(converted).await?.context("cannot convert the download")?;
-    convert::write_atomically(&output, &converted)?;
+    write_atomically(&output, &converted)?;
     tracing::info!(weights = %output.display(), source = args.url, sha256, "weights fetched");
     Ok(())
 }
@@ -105,7 +106,7 @@ fn copy(folder: &Path, output: &Path) -> anyhow::Result<bool> {
     weights::parse(&bytes)
         .and_then(|tensors| weights::check(NETWORK, &tensors))
         .with_context(|| format!("cannot use {}", source.display()))?;
-    convert::write_atomically(output, &bytes)?;
+    write_atomically(output, &bytes)?;
     tracing::info!(weights = %output.display(), source = %source.display(), "weights copied");
     Ok(true)
 }

@@ -13,6 +13,7 @@ mod sample;
 
 use crate::model::network::{NETWORKS, Network};
 use crate::model::{self, network_name, weights};
+use crate::net::files::write_atomically;
 use anyhow::Context as _;
 use candle_core::DType;
 use clap::{Subcommand, ValueEnum};
@@ -93,7 +94,7 @@ fn convert_file(args: &ConvertArgs) -> anyhow::Result<()> {
         .map_err(anyhow::Error::from)
         .and_then(|bytes| convert::convert(&bytes, model, dtype))
         .with_context(|| format!("cannot convert {}", args.input.display()))?;
-    convert::write_atomically(&args.output, &written)?;
+    write_atomically(&args.output, &written)?;
     let (output, bytes) = (args.output.display(), written.len());
     tracing::info!(model = network.name, %output, bytes, sha256 = convert::sha256(&written), "weights written");
     Ok(())

@@ -12,6 +12,7 @@ use crate::model::quantise::float::Float;
 use crate::model::quantise::statistics::Statistics;
 use crate::model::weights::{self, Tensors, WeightsError};
 use crate::model::{ModelArgs, SessionSize, forward, network_name};
+use crate::net::files::write_atomically;
 use crate::weights::convert;
 use anyhow::{Context as _, bail};
 use candle_core::{Device, Tensor};
@@ -83,7 +84,7 @@ fn quantize(args: &Args) -> anyhow::Result<String> {
     }
     let quantised = Quantised::new(network, &tensors, &statistics)?;
     let written = file::serialize(&quantised, &metadata(&bytes, photos.len()));
-    convert::write_atomically(&args.output, &written)?;
+    write_atomically(&args.output, &written)?;
     let (output, bytes, photos) = (args.output.display(), written.len(), photos.len());
     tracing::info!(model = network.name, %output, bytes, photos, sha256 = convert::sha256(&written), "integers written");
     let mut report = String::new();

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 fn floor(module: &str) -> Option<u8> {
     match module {
         "logic" => Some(0),
-        "model" | "sim" => Some(1),
+        "draw" | "model" | "sim" => Some(1),
         "net" => Some(2),
-        "serve_model" | "dispatch" | "monitor" | "autoscale" | "load" | "classify" | "weights" => Some(3),
+        "serve_model" | "dispatch" | "monitor" | "autoscale" | "load" | "simulate" | "classify"
+        | "weights" => Some(3),
         _ => None,
     }
 }

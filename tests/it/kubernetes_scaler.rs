@@ -170,14 +170,14 @@ async fn counts_come_from_the_scale_and_the_deployments_status() {
         (1, 1, Value::Null, 0, 1),
     ] {
         let counts = observed(scale(desired, existing), deployment(&status)).await.unwrap();
-        assert_eq!(counts, ReplicaCounts { desired, ready, starting }, "{status}");
+        assert_eq!(counts, ReplicaCounts { desired, ready, starting, failing: 0 }, "{status}");
     }
 }
 
 #[tokio::test]
 async fn without_the_right_to_read_the_deployment_pods_that_exist_count_as_ready() {
     let counts = observed(scale(4, 3), forbidden()).await.unwrap();
-    assert_eq!(counts, ReplicaCounts { desired: 4, ready: 3, starting: 1 });
+    assert_eq!(counts, ReplicaCounts { desired: 4, ready: 3, starting: 1, failing: 0 });
 }
 
 #[tokio::test]

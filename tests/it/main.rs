@@ -16,6 +16,7 @@ mod monitor;
 mod page;
 mod photos;
 mod serve_model;
+mod simulate;
 mod support;
 mod up;
 #[cfg(feature = "zoo")]

@@ -21,7 +21,14 @@ impl Running {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at(TcpListener::bind("127.0.0.1:0").await.unwrap(), serve)
+    }
+
+    /// Runs `serve` on `listener`.
+    pub(crate) fn at<F>(listener: TcpListener, serve: impl FnOnce(TcpListener, Shutdown) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let url = local_url(&listener).unwrap();
         let shutdown = Shutdown::new();
         let mut tasks = JoinSet::new();

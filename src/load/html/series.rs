@@ -2,6 +2,7 @@
 //!
 //! **Invariant**: every series has one value a point. Where seconds are joined, counts are means a second and
 //! percentiles the worst of them.
+use crate::draw::rounded;
 use crate::load::report::{Report, Second};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -77,6 +78,7 @@ impl Series {
             self.kinds.iter().map(|(kind, counts)| (kind.clone(), json!(rounded(counts)))).collect();
         json!({
             "step_s": self.step_s,
+            "points": self.len(),
             "rate": {
                 "planned": rounded(&self.planned), "sent": rounded(&self.sent), "answered": rounded(&self.ok),
             },
@@ -123,10 +125,6 @@ pub(super) fn colour(kind: &str, index: usize) -> &'static str {
         "cap" | "aborted" => "cap",
         _ => ["other-0", "other-1", "other-2", "other-3"][index % 4],
     }
-}
-
-fn rounded(values: &[f64]) -> Vec<f64> {
-    values.iter().map(|value| (value * 100.0).round() / 100.0).collect()
 }
 
 #[cfg(test)]

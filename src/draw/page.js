@@ -8,7 +8,7 @@ const show = (value) => value == null ? "–" : value < 10 ? String(+value.toFix
 function point(at) {
   for (const chart of charts) {
     const values = data[chart.dataset.chart] || {};
-    const count = data.rate.sent.length;
+    const count = data.points;
     const cursor = chart.querySelector(".cursor");
     cursor.style.display = at == null ? "none" : "block";
     if (at != null) {
@@ -26,7 +26,7 @@ for (const chart of charts) {
   const area = chart.querySelector(".area");
   const move = (event) => {
     const box = area.getBoundingClientRect();
-    const count = data.rate.sent.length;
+    const count = data.points;
     const at = Math.floor(((event.clientX - box.left) / box.width) * count);
     point(Math.min(Math.max(at, 0), count - 1));
   };

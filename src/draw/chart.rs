@@ -1,8 +1,7 @@
 //! One chart: an SVG that stretches to any width, with its labels as HTML beside it.
 //!
 //! **Invariant**: every line that is drawn lies within the chart, whatever the values.
-use crate::load::html::escape;
-use crate::load::html::series::Series;
+use crate::draw::escape;
 use std::fmt::Write as _;
 
 /// Size of the drawing; it is stretched to the page.
@@ -11,7 +10,7 @@ const HEIGHT: f64 = 200.0;
 
 /// From values to heights, with the ticks of the axis.
 #[derive(Debug)]
-pub(super) struct Scale {
+pub(crate) struct Scale {
     low: f64,
     high: f64,
     logarithmic: bool,
@@ -20,18 +19,18 @@ pub(super) struct Scale {
 
 impl Scale {
     /// From 0 to the largest value.
-    pub(super) fn linear(series: &[&[f64]]) -> Self {
+    pub(crate) fn linear(series: &[&[f64]]) -> Self {
         let largest = series.iter().flat_map(|values| values.iter()).copied().fold(0.0, f64::max);
         Self::up_to(largest, 1e-9)
     }
 
     /// From 0 to the largest value, in whole steps.
-    pub(super) fn whole(values: &[f64]) -> Self {
+    pub(crate) fn whole(values: &[f64]) -> Self {
         Self::up_to(values.iter().copied().fold(1.0, f64::max), 1.0)
     }
 
     /// Milliseconds: from 0, or by powers where the slow ones would flatten the rest.
-    pub(super) fn latency(values: &[f64], promise: Option<f64>) -> Self {
+    pub(crate) fn latency(values: &[f64], promise: Option<f64>) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
@@ -80,7 +79,7 @@ impl Scale {
 
 /// A named series; the class gives its colour.
 #[derive(Debug)]
-pub(super) struct Line<'a> {
+pub(crate) struct Line<'a> {
     name: &'a str,
     class: &'static str,
     values: Vec<Option<f64>>,
@@ -88,42 +87,45 @@ pub(super) struct Line<'a> {
 
 impl<'a> Line<'a> {
     /// A value everywhere.
-    pub(super) fn new(name: &'a str, class: &'static str, values: &[f64]) -> Self {
+    pub(crate) fn new(name: &'a str, class: &'static str, values: &[f64]) -> Self {
         Self { name, class, values: values.iter().copied().map(Some).collect() }
     }
 
     /// Gaps where nothing is known.
-    pub(super) fn of(name: &'a str, class: &'static str, values: &[Option<f64>]) -> Self {
+    pub(crate) fn of(name: &'a str, class: &'static str, values: &[Option<f64>]) -> Self {
         Self { name, class, values: values.to_vec() }
     }
 }
 
 /// A moment worth a mark; `text` is escaped.
 #[derive(Debug)]
-pub(super) struct Mark {
-    pub(super) t: f64,
-    pub(super) up: bool,
-    pub(super) text: String,
+pub(crate) struct Mark {
+    pub(crate) t: f64,
+    pub(crate) up: bool,
+    pub(crate) text: String,
 }
 
 /// One chart.
 #[derive(Debug)]
-pub(super) struct Panel<'a> {
+pub(crate) struct Panel<'a> {
     /// Under which the script finds the values.
-    pub(super) id: &'static str,
-    pub(super) title: &'a str,
-    pub(super) series: &'a Series,
-    pub(super) scale: Scale,
-    pub(super) lines: &'a [Line<'a>],
+    pub(crate) id: &'a str,
+    pub(crate) title: &'a str,
+    /// Points on the axis of time; every line and bar has as many values.
+    pub(crate) points: usize,
+    /// How long the axis of time is, seconds.
+    pub(crate) length_s: f64,
+    pub(crate) scale: Scale,
+    pub(crate) lines: &'a [Line<'a>],
     /// Drawn as bars on top of each other.
-    pub(super) bars: &'a [Line<'a>],
-    pub(super) marks: &'a [Mark],
+    pub(crate) bars: &'a [Line<'a>],
+    pub(crate) marks: &'a [Mark],
     /// A level that must not be passed.
-    pub(super) limit: Option<(&'static str, f64)>,
+    pub(crate) limit: Option<(&'static str, f64)>,
 }
 
 impl Panel<'_> {
-    pub(super) fn html(&self) -> String {
+    pub(crate) fn html(&self) -> String {
         let mut html = format!(
             "<figure class=\"card\" data-chart=\"{}\">\n<figcaption><h2>{}</h2><ul class=\"legend\">",
             self.id, self.title
@@ -150,7 +152,7 @@ impl Panel<'_> {
         html += "</svg>";
         for mark in self.marks {
             let (class, sign) = if mark.up { ("up", "▲") } else { ("down", "▼") };
-            let left = (mark.t / self.series.length_s).clamp(0.0, 1.0) * 100.0;
+            let left = (mark.t / self.length_s).clamp(0.0, 1.0) * 100.0;
             let _ = write!(
                 html,
                 "<span class=\"mark {class}\" style=\"left:{left:.2}%\" title=\"{} {}\">{sign}</span>",
@@ -159,8 +161,8 @@ impl Panel<'_> {
             );
         }
         html += "<i class=\"cursor\"></i></div>\n<div class=\"times\">";
-        for t in times(self.series.length_s) {
-            let left = t / self.series.length_s * 100.0;
+        for t in times(self.length_s) {
+            let left = t / self.length_s * 100.0;
             let _ = write!(html, "<span style=\"left:{left:.2}%\">{}</span>", clock(t));
         }
         html + "</div>\n</div>\n</figure>\n"
@@ -172,7 +174,7 @@ impl Panel<'_> {
             let y = self.scale.y(*tick);
             let _ = writeln!(svg, "<path class=\"grid\" d=\"M0 {y:.1}H{WIDTH}\"/>");
         }
-        let mut below = vec![0.0; self.series.len()];
+        let mut below = vec![0.0; self.points];
         for bar in self.bars {
             let _ = writeln!(
                 svg,
@@ -193,7 +195,7 @@ impl Panel<'_> {
 
     /// Where a point is, from the left.
     fn x(&self, point: f64) -> f64 {
-        point / self.series.len() as f64 * WIDTH
+        point / self.points as f64 * WIDTH
     }
 
     fn line_path(&self, line: &Line) -> String {
@@ -252,7 +254,7 @@ fn number(value: f64) -> String {
 }
 
 /// Minutes and seconds, and hours where there are any.
-pub(super) fn clock(t_s: f64) -> String {
+pub(crate) fn clock(t_s: f64) -> String {
     let seconds = t_s.round().max(0.0) as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
@@ -260,8 +262,8 @@ pub(super) fn clock(t_s: f64) -> String {
 
 /// Round times, at most six, from 0.
 fn times(length_s: f64) -> impl Iterator<Item = f64> {
-    const STEPS_S: [f64; 16] = [
-        1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21_600.0,
+    const STEPS_S: [f64; 17] = [
+        1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21_600.0,
         43_200.0, 86_400.0,
     ];
     let step_s = STEPS_S.into_iter().find(|step_s| length_s / step_s <= 5.0).unwrap_or(172_800.0);
@@ -306,6 +308,7 @@ mod tests {
         let shown = |length_s| times(length_s).map(clock).collect::<Vec<_>>().join(" ");
         assert_eq!(shown(600.0), "0:00 2:00 4:00 6:00 8:00");
         assert_eq!(shown(3.0), "0:00 0:01 0:02");
+        assert_eq!(shown(3600.0), "0:00 15:00 30:00 45:00");
         assert_eq!(shown(7200.0), "0:00 0:30:00 1:00:00 1:30:00".replace("0:30:00", "30:00"));
         assert!(times(604_800.0).count() <= 6);
     }
