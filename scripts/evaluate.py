@@ -36,7 +36,7 @@ SETTINGS = [
     ("30 ms service", ["--service-time", "30ms"], ""),
     (
         "300 ms service",
-        ["--service-time", "300ms"],
+        ["--service-time", "300ms", "--replicas-max", "200"],
         "The promise is 330 ms, and 16 % of the requests need longer than that by themselves, whatever the fleet: "
         "no rule can keep it. `slo` does not count those against its budget.",
     ),

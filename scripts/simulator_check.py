@@ -13,6 +13,7 @@ arrivals: both make them from the same workload and seed. Everything stays on lo
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def wait_for(what, limit_s):
     return None
 
 
-def watch(monitor, autoscale, load):
+def watch(autoscale, load):
     """Looks at the fleet twice a second until the load ends: the mean number of replicas, starting ones included."""
     samples, start_up_ms = [], {}
     while load.poll() is None:
@@ -80,14 +81,16 @@ def real(args, policy, folder):
         if not wait_for(ready, 30):
             sys.exit(f"simulator_check: no replica became ready: see {log.name}")
         report = os.path.join(folder, f"{policy}-load.json")
-        with open(report, "w", encoding="utf-8") as out:
-            load = subprocess.Popen(
-                [ELASTIC, "load", "--target", at["dispatch"], "--json", "--quiet", "--lag-max", LAG_MAX]
-                + ["--workload", args.workload, "--speed", str(args.speed), "--scale", str(args.scale)]
-                + ["--poisson", "--seed", str(args.seed)],
-                stdout=out,
-            )
-            replicas_mean, replicas_max, start_up_ms = watch(at["monitor"], at["autoscale"], load)
+        load = subprocess.Popen(
+            [ELASTIC, "load", "--target", at["dispatch"], "--json", report, "--quiet", "--lag-max", LAG_MAX]
+            + ["--workload", args.workload, "--speed", str(args.speed), "--scale", str(args.scale)]
+            + ["--poisson", "--seed", str(args.seed), "--photos", os.path.join(ROOT, "tests", "photos")],
+            stdout=log,
+            stderr=log,
+        )
+        replicas_mean, replicas_max, start_up_ms = watch(at["autoscale"], load)
+        if load.returncode not in (0, 1) or not os.path.exists(report):
+            sys.exit(f"simulator_check: elastic load ended with {load.returncode}: see {log.name}")
         stats = ask(f"{at['monitor']}/stats")
         changes = sum(
             decision["replicas"] != decision["replicas_before"]
@@ -148,17 +151,19 @@ def main():
         sys.exit(f"simulator_check: no executable at {ELASTIC}: run 'make build' first, or set ELASTIC")
 
     rows, apart = [], []
-    with tempfile.TemporaryDirectory(prefix="elastic-simulator-check.") as folder:
-        for policy in args.policy.split(","):
-            print(f"simulator_check: {policy} on this machine", file=sys.stderr)
-            seen = real(args, policy, folder)
-            told = simulated(args, policy, seen)
-            rows.append({"policy": policy, "machine": seen, "simulator": told})
-            if not near(seen["replicas_mean"], told["replicas_mean"]):
-                apart.append(f"{policy}: mean replicas")
-            few = max(seen["missed_share"], told["missed_share"]) < FEW
-            if not few and not near(seen["missed_share"], told["missed_share"]):
-                apart.append(f"{policy}: misses")
+    # Kept where something goes wrong: it has the logs.
+    folder = tempfile.mkdtemp(prefix="elastic-simulator-check.")
+    for policy in args.policy.split(","):
+        print(f"simulator_check: {policy} on this machine", file=sys.stderr)
+        seen = real(args, policy, folder)
+        told = simulated(args, policy, seen)
+        rows.append({"policy": policy, "machine": seen, "simulator": told})
+        if not near(seen["replicas_mean"], told["replicas_mean"]):
+            apart.append(f"{policy}: mean replicas")
+        few = max(seen["missed_share"], told["missed_share"]) < FEW
+        if not few and not near(seen["missed_share"], told["missed_share"]):
+            apart.append(f"{policy}: misses")
+    shutil.rmtree(folder)
     print("| rule | where | requests | missed | mean replicas | most | changes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:

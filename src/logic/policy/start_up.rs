@@ -19,22 +19,25 @@ pub(super) const START_UP_MAX: Duration = Duration::from_secs(600);
 pub(super) struct StartUp {
     /// When each replica that is on its way was first seen to be.
     asked_at: VecDeque<Duration>,
-    ready: Option<u32>,
+    /// Ready replicas at the last look, and when that was.
+    ready: Option<(u32, Duration)>,
     took: VecDeque<Duration>,
 }
 
 impl StartUp {
     /// Takes in how many replicas are ready and on their way at `now`.
     pub(super) fn see(&mut self, now: Duration, replicas: ReplicaCounts) {
-        let came_up = self.ready.map_or(0, |ready| replicas.ready.saturating_sub(ready));
-        self.ready = Some(replicas.ready);
-        for _ in 0..came_up {
-            let Some(asked_at) = self.asked_at.pop_front() else { break };
-            if self.took.len() == REMEMBERED {
-                self.took.pop_front();
+        if let Some((ready, looked_at)) = self.ready {
+            for _ in 0..replicas.ready.saturating_sub(ready).min(FOLLOWED_MAX as u32) {
+                // One that was never seen to start was asked for after the last look.
+                let asked_at = self.asked_at.pop_front().unwrap_or(looked_at);
+                if self.took.len() == REMEMBERED {
+                    self.took.pop_front();
+                }
+                self.took.push_back(now.saturating_sub(asked_at).min(START_UP_MAX));
             }
-            self.took.push_back(now.saturating_sub(asked_at).min(START_UP_MAX));
         }
+        self.ready = Some((replicas.ready, now));
         // Those that were given up were the last to be asked for.
         let starting = (replicas.starting as usize).min(FOLLOWED_MAX);
         self.asked_at.truncate(starting);
@@ -82,8 +85,10 @@ mod tests {
             seen(&[(0, 2, 0), (10, 2, 1), (13, 2, 2), (14, 2, 1), (15, 3, 0)]),
             Some(Duration::from_secs(5))
         );
+        // One that is up at the next look took no longer than from look to look.
+        assert_eq!(seen(&[(0, 2, 0), (10, 2, 0), (11, 4, 0)]), Some(Duration::from_secs(1)));
         // One that was there at first says nothing.
-        assert_eq!(seen(&[(0, 0, 0), (5, 1, 0)]), None);
+        assert_eq!(seen(&[(5, 1, 0), (6, 1, 0)]), None);
     }
 
     #[test]
