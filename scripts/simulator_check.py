@@ -28,8 +28,8 @@ PROMISE = "330ms"
 LAG_MAX = "50ms"
 # Largest difference between machine and simulator, as a share of the larger.
 WITHIN = 0.2
-# Fewer misses than this share are within chance of none.
-FEW = 0.001
+# Numbers of misses that are no further apart than so many standard deviations (of a Poisson count) may be the same.
+CHANCE = 2
 
 
 def ask(url):
@@ -160,8 +160,9 @@ def main():
         rows.append({"policy": policy, "machine": seen, "simulator": told})
         if not near(seen["replicas_mean"], told["replicas_mean"]):
             apart.append(f"{policy}: mean replicas")
-        few = max(seen["missed_share"], told["missed_share"]) < FEW
-        if not few and not near(seen["missed_share"], told["missed_share"]):
+        counts = [run["missed_share"] * run["requests"] for run in (seen, told)]
+        by_chance = abs(counts[0] - counts[1]) <= CHANCE * sum(counts) ** 0.5
+        if not by_chance and not near(seen["missed_share"], told["missed_share"]):
             apart.append(f"{policy}: misses")
     shutil.rmtree(folder)
     print("| rule | where | requests | missed | mean replicas | most | changes |")

@@ -65,7 +65,7 @@ pub struct Args {
 pub enum PolicyName {
     /// Fewest replicas that keep p99 under the target, from arrivals, service times and queueing theory
     Slo,
-    /// ×1.2 up while p99 is over the target, else −1 down
+    /// ×1.2 up unless p99 is under the target, else −1 down
     Step,
 }
 
@@ -104,7 +104,7 @@ pub struct Settings {
     /// start-up time
     #[arg(long, env = "ELASTIC_HOLD", default_value = "40s", value_parser = duration, value_name = "TIME")]
     pub hold: Duration,
-    /// With step: factor by which the fleet grows while p99 is over the target, rounded up
+    /// With step: factor by which the fleet grows unless p99 is under the target, rounded up
     #[arg(long, env = "ELASTIC_UP_FACTOR", default_value_t = 1.2, value_name = "FACTOR")]
     pub up_factor: f64,
     /// A report of the dispatchers older than this counts as missing

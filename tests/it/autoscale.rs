@@ -261,7 +261,7 @@ async fn the_step_rule_follows_the_latency_and_every_step_has_its_reason() {
     let journal = decisions(&running.url).await;
     assert_eq!(journal["policy"], "step");
     let up = decided(&running.url, |step| step["replicas"] == 2 && step["replicas_before"] == 1).await;
-    assert_eq!(up["reason"], "up: p99 700 ms is over 330 ms");
+    assert_eq!(up["reason"], "up: p99 700 ms is not under 330 ms");
     assert_eq!(up["applied"], true);
     let traffic = &up["inputs"]["traffic"];
     assert_eq!(

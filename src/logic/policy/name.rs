@@ -15,7 +15,7 @@ const RATE_TARGET: f64 = 0.8;
 pub enum Name {
     /// Fewest replicas that keep the latency promise, from arrivals, service times and queueing theory
     Slo,
-    /// ×1.2 up while p99 is over the target, else −1 down, every 10 s
+    /// ×1.2 up unless p99 is under the target, else −1 down, every 10 s
     Step,
     /// The horizontal pod autoscaler of Kubernetes at 80 % CPU
     Hpa,

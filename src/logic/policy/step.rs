@@ -1,4 +1,4 @@
-//! The plain rule: ×1.2 up while p99 is over the target, else −1 down, every ten seconds.
+//! The plain rule: ×1.2 up while p99 is not under the target, else −1 down, every ten seconds.
 use super::{Bounds, Decision, Observation, Policy, Traffic, fresh, hold};
 
 /// Settings of [`Step`].
@@ -50,15 +50,16 @@ impl Policy for Step {
 fn step(config: &StepConfig, desired: u32, traffic: &Traffic) -> Decision {
     let target_ms = config.target_ms;
     match traffic.p99_ms {
-        Some(p99_ms) if p99_ms > target_ms => {
+        // A request that was refused may read as the target itself.
+        Some(p99_ms) if p99_ms >= target_ms => {
             // 1.2 has no exact binary form: 5 × 1.2 must not become 7.
             let up = (f64::from(desired) * config.up_factor - 1e-9).ceil() as u32;
             let replicas = up.max(desired.saturating_add(1));
-            Decision { replicas, reason: format!("up: p99 {p99_ms:.0} ms is over {target_ms:.0} ms") }
+            Decision { replicas, reason: format!("up: p99 {p99_ms:.0} ms is not under {target_ms:.0} ms") }
         }
         Some(p99_ms) => Decision {
             replicas: desired.saturating_sub(1),
-            reason: format!("down: p99 {p99_ms:.0} ms is within {target_ms:.0} ms"),
+            reason: format!("down: p99 {p99_ms:.0} ms is under {target_ms:.0} ms"),
         },
         None if traffic.waiting == 0 && traffic.busy <= 0.0 => {
             Decision { replicas: desired.saturating_sub(1), reason: "down: idle".to_owned() }
@@ -111,20 +112,27 @@ mod tests {
     #[test]
     fn it_grows_by_a_fifth_rounded_up() {
         for (from, to) in [(1, 2), (2, 3), (4, 5), (5, 6), (6, 8), (10, 12), (11, 14), (15, 18)] {
-            check(from, Some(busy(331.0)), to, "up: p99 331 ms is over 330 ms");
+            check(from, Some(busy(331.0)), to, "up: p99 331 ms is not under 330 ms");
         }
     }
 
     #[test]
     fn it_shrinks_by_one_while_p99_is_within_the_target_or_nobody_comes() {
-        check(20, Some(busy(330.0)), 19, "down: p99 330 ms is within 330 ms");
-        check(2, Some(busy(0.0)), 1, "down: p99 0 ms is within 330 ms");
+        check(20, Some(busy(329.9)), 19, "down: p99 330 ms is under 330 ms");
+        // A refused request may read as the very target: that is no health.
+        check(10, Some(busy(330.0)), 12, "up: p99 330 ms is not under 330 ms");
+        check(2, Some(busy(0.0)), 1, "down: p99 0 ms is under 330 ms");
         check(3, Some(idle()), 2, "down: idle");
     }
 
     #[test]
     fn it_stays_within_the_bounds() {
-        check(20, Some(busy(900.0)), 20, "up: p99 900 ms is over 330 ms; 24 is outside the bounds 1 to 20");
+        check(
+            20,
+            Some(busy(900.0)),
+            20,
+            "up: p99 900 ms is not under 330 ms; 24 is outside the bounds 1 to 20",
+        );
         check(1, Some(busy(20.0)), 1, "0 is outside the bounds 1 to 20");
         // Someone else set it.
         check(60, None, 20, "hold: the monitor does not answer; 60 is outside the bounds 1 to 20");
@@ -178,7 +186,7 @@ mod tests {
             prop_assert!((1..=20).contains(&decision.replicas));
             prop_assert!(!decision.reason.is_empty());
             prop_assert!(decision.replicas >= desired.saturating_sub(1).min(20), "{}", decision.reason);
-            let bad = p99_ms.is_some_and(|p99_ms| p99_ms > 330.0);
+            let bad = p99_ms.is_some_and(|p99_ms| p99_ms >= 330.0);
             if !known || age_s > 30.0 || bad {
                 prop_assert!(decision.replicas >= desired.min(20), "{}", decision.reason);
             }
