@@ -1,6 +1,6 @@
 //! Arrivals and answers by the time at which they became known, for the last 16 seconds.
 //!
-//! **Invariant**: at most [`BUCKETS`] buckets of 100 ms, however many reports come.
+//! **Invariant**: at most 160 buckets of 100 ms, however many reports come.
 use crate::logic::policy::ARRIVALS_S;
 use std::collections::VecDeque;
 use std::time::Duration;
