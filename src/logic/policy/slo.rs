@@ -79,7 +79,8 @@ pub struct Slo {
     start_up: StartUp,
     misses: Misses,
     service: Option<Service>,
-    slots_a_replica: f64,
+    /// Slots of a replica, where they were as many for a while.
+    slots_learned: Option<f64>,
     /// Ready replicas and their slots, and since when they are as many.
     steady: Option<((u32, u32), Duration)>,
     wanted: VecDeque<Wanted>,
@@ -103,7 +104,7 @@ impl Slo {
             start_up: StartUp::default(),
             misses: Misses::default(),
             service: None,
-            slots_a_replica: 1.0,
+            slots_learned: None,
             steady: None,
             wanted: VecDeque::new(),
             known_since: None,
@@ -142,16 +143,20 @@ impl Slo {
         Want { replicas: self.config.bounds.min, reason: "no request in 15 s".to_owned() }
     }
 
-    /// Slots are told by dispatchers and replicas by the scaler, a moment apart: only what stays says anything.
-    fn learn_slots(&mut self, now: Duration, ready: u32, slots: u32) {
+    /// Slots of a replica. They are told by dispatchers and replicas by the scaler, a moment apart: only what stays
+    /// says anything.
+    fn learn_slots(&mut self, now: Duration, ready: u32, slots: u32) -> f64 {
         match self.steady {
             Some((pair, since)) if pair == (ready, slots) => {
                 if now.saturating_sub(since) >= STEADY_MIN && ready > 0 && slots > 0 {
-                    self.slots_a_replica = f64::from(slots) / f64::from(ready);
+                    self.slots_learned = Some(f64::from(slots) / f64::from(ready));
                 }
             }
             _ => self.steady = Some(((ready, slots), now)),
         }
+        // At first what is told must do.
+        let told = (ready > 0 && slots > 0).then(|| f64::from(slots) / f64::from(ready));
+        self.slots_learned.or(told).unwrap_or(1.0)
     }
 
     /// Replicas for the traffic as it is.
@@ -160,7 +165,7 @@ impl Slo {
         if traffic.service.is_some() {
             self.service = traffic.service;
         }
-        self.learn_slots(now, replicas.ready, traffic.slots);
+        let slots_a_replica = self.learn_slots(now, replicas.ready, traffic.slots);
         let demand = Demand::of(&traffic.arrivals, traffic.arrivals_known_s, self.start_up().as_secs_f64());
         let rate_rps = demand.rate_rps();
         let idle = rate_rps <= 0.0 && traffic.waiting == 0;
@@ -172,11 +177,11 @@ impl Slo {
         let spent = self.misses.share() / self.config.miss_budget;
         let late = (LATE_MOST * (1.0 - spent)).max(LATE_LEAST);
         // More slots than the bounds allow need no telling apart.
-        let slots_max = (f64::from(self.config.bounds.max) * self.slots_a_replica).ceil() as u32 + 1;
+        let slots_max = (f64::from(self.config.bounds.max) * slots_a_replica).ceil() as u32 + 1;
         let slots = load.slots(wait_s, late, slots_max);
         let trial = Trial { service_s: load.service_s, wait_s, budget: self.config.miss_budget, slots_max };
         let floor = self.misses.floor(&trial).unwrap_or(0);
-        let replicas = (f64::from(slots.max(floor)) / self.slots_a_replica).ceil() as u32;
+        let replicas = (f64::from(slots.max(floor)) / slots_a_replica).ceil() as u32;
         if idle && floor == 0 {
             return Ok(self.idle());
         }

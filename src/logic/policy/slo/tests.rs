@@ -56,6 +56,8 @@ fn load_becomes_replicas() {
 fn replicas_with_more_slots_are_fewer() {
     let mut slo = slo();
     let two_slots = |replicas| Some(Traffic { slots: 2 * replicas, ..traffic(200, replicas) });
+    // At once, before it can be known to stay so.
+    assert_eq!(self::slo().decide(&at(0, ready(5), two_slots(5))).replicas, 11);
     for now_s in 0..4 {
         slo.decide(&at(now_s, ready(22), two_slots(22)));
     }
