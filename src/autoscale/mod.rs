@@ -169,9 +169,8 @@ impl Config {
         let &Settings { miss_budget, hold, up_factor, .. } = settings;
         let interval = settings.interval.unwrap_or_else(|| Name::from(policy).interval());
         ensure!(!interval.is_zero(), "--interval must be longer than 0");
-        // It looks back over the last 15 s each time.
         let seen = policy != PolicyName::Slo || interval <= Duration::from_secs(15);
-        ensure!(seen, "--interval must be at most 15s with --policy slo, or it would not see every request");
+        ensure!(seen, "--interval must be at most 15s with --policy slo, which sees no further back");
         ensure!(!settings.p99_target.is_zero(), "--p99-target must be longer than 0");
         ensure!(min >= 1, "--replicas-min must be at least 1");
         ensure!(min <= max, "--replicas-min {min} is more than --replicas-max {max}");

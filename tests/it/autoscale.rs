@@ -358,7 +358,10 @@ fn flags_reach_the_rules_and_default_to_what_they_default_to() {
         (["--miss-budget", "0"], "--miss-budget must be over 0 and below 1"),
         (["--miss-budget", "1"], "--miss-budget must be over 0 and below 1"),
         (["--interval", "0s"], "--interval must be longer than 0"),
-        (["--interval", "16s"], "--interval must be at most 15s with --policy slo"),
+        (
+            ["--interval", "16s"],
+            "--interval must be at most 15s with --policy slo, which sees no further back",
+        ),
         (["--p99-target", "0s"], "--p99-target must be longer than 0"),
         (["--up-factor", "1"], "--up-factor must be over 1 and at most 100"),
     ] {
