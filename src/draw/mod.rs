@@ -8,9 +8,42 @@
 pub(crate) mod chart;
 
 /// The style of every page.
-pub(crate) const STYLE: &str = include_str!("page.css");
+const STYLE: &str = include_str!("page.css");
 /// Reads values off under the pointer.
-pub(crate) const SCRIPT: &str = include_str!("page.js");
+const SCRIPT: &str = include_str!("page.js");
+
+/// What a page is made of.
+#[derive(Debug)]
+pub(crate) struct Page<'a> {
+    /// Its title, which is escaped here.
+    pub(crate) title: &'a str,
+    /// Style beside that of every page.
+    pub(crate) style: &'a str,
+    /// Its header and main part, as HTML.
+    pub(crate) content: &'a str,
+    /// What its footer says after the version.
+    pub(crate) note: &'a str,
+    /// What the script finds, as JSON.
+    pub(crate) data: &'a str,
+}
+
+impl Page<'_> {
+    pub(crate) fn html(&self) -> String {
+        let Self { style, content, note, .. } = self;
+        format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n\
+             <link rel=\"icon\" href=\"data:,\">\n<style>\n{STYLE}{style}</style>\n</head>\n<body>\n{content}\
+             <footer class=\"soft\">elastic {version}. {note}</footer>\n\
+             <script type=\"application/json\" id=\"data\">{data}</script>\n<script>\n{SCRIPT}</script>\n</body>\n\
+             </html>\n",
+            title = escape(self.title),
+            version = env!("CARGO_PKG_VERSION"),
+            data = in_script(self.data),
+        )
+    }
+}
 
 /// Text as it may stand in HTML, also in an attribute.
 pub(crate) fn escape(text: &str) -> String {
@@ -29,7 +62,7 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// JSON as it may stand inside a `script` element.
-pub(crate) fn in_script(json: &str) -> String {
+fn in_script(json: &str) -> String {
     json.replace('<', "\\u003c")
 }
 

@@ -4,7 +4,7 @@
 mod series;
 
 use crate::draw::chart::{self, Line, Mark, Panel, Scale};
-use crate::draw::{SCRIPT, STYLE, escape, in_script};
+use crate::draw::{Page, escape};
 use crate::load::fleet::Seen;
 use crate::load::report::{LatencyMs, Report, percent, show};
 use series::Series;
@@ -21,39 +21,36 @@ pub(crate) fn page(report: &Report) -> String {
         () if report.is_good() => "good",
         () => "bad",
     };
-    let mut page = String::with_capacity(64 << 10);
+    let mut content = String::with_capacity(64 << 10);
     let _ = write!(
-        page,
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{schedule} – elastic load</title>\n\
-         <link rel=\"icon\" href=\"data:,\">\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header>\n\
-         <h1>Load report</h1>\n<p class=\"verdict {standing}\">{verdict}</p>\n\
+        content,
+        "<header>\n<h1>Load report</h1>\n<p class=\"verdict {standing}\">{verdict}</p>\n\
          <p class=\"soft\">{schedule} against {target}, started {started}</p>\n</header>\n<main>\n",
         schedule = escape(&report.plan.schedule),
         target = escape(&report.target),
         started = utc(report.started_unix_s),
         verdict = escape(&report.verdict()),
     );
-    page.push_str(&tiles(report));
-    page.push_str(&charts(report, &series));
-    page.push_str("<div class=\"columns\">\n");
-    page.push_str(&percentiles(report));
-    page.push_str(&counts(report));
-    page.push_str(&plan(report));
-    page.push_str("</div>\n");
+    content.push_str(&tiles(report));
+    content.push_str(&charts(report, &series));
+    content.push_str("<div class=\"columns\">\n");
+    content.push_str(&percentiles(report));
+    content.push_str(&counts(report));
+    content.push_str(&plan(report));
+    content.push_str("</div>\n");
     if let Some(fleet) = &report.fleet {
-        page.push_str(&decisions(fleet));
+        content.push_str(&decisions(fleet));
     }
-    let data = in_script(&series.to_json());
-    let _ = write!(
-        page,
-        "</main>\n<footer class=\"soft\">elastic {version}. Latencies count from the instant at which a request was due; \
-         failed and shed requests rank as slower than every answer.</footer>\n\
-         <script type=\"application/json\" id=\"data\">{data}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
-        version = env!("CARGO_PKG_VERSION"),
-    );
-    page
+    content.push_str("</main>\n");
+    let page = Page {
+        title: &format!("{} – elastic load", report.plan.schedule),
+        style: "",
+        content: &content,
+        note: "Latencies count from the instant at which a request was due; failed and shed requests rank as slower \
+               than every answer.",
+        data: &series.to_json(),
+    };
+    page.html()
 }
 
 fn tiles(report: &Report) -> String {

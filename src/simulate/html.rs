@@ -2,7 +2,7 @@
 //!
 //! **Invariant**: whatever comes from outside (names, reasons) is escaped; all charts have the same axis of time.
 use crate::draw::chart::{Line, Panel, Scale, clock};
-use crate::draw::{SCRIPT, STYLE, escape, in_script, rounded};
+use crate::draw::{Page, escape, rounded};
 use crate::sim::Second;
 use crate::simulate::Report;
 use crate::simulate::summary::Run;
@@ -18,21 +18,13 @@ const CHANGES_SHOWN: usize = 500;
 
 /// The page.
 pub(super) fn page(report: &Report) -> String {
-    let mut page = String::with_capacity(256 << 10);
-    let _ = write!(
-        page,
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{source} – elastic simulate</title>\n\
-         <link rel=\"icon\" href=\"data:,\">\n<style>\n{STYLE}{RUN_STYLE}</style>\n</head>\n<body>\n<header>\n\
-         <h1>Simulated runs</h1>\n",
-        source = escape(&report.planned.source),
-    );
+    let mut content = String::with_capacity(256 << 10);
+    content.push_str("<header>\n<h1>Simulated runs</h1>\n");
     for sentence in sentences(report) {
-        let _ = writeln!(page, "<p class=\"soft\">{}</p>", escape(&sentence));
+        let _ = writeln!(content, "<p class=\"soft\">{}</p>", escape(&sentence));
     }
-    page.push_str("</header>\n<main>\n");
-    page.push_str(&table(report));
+    content.push_str("</header>\n<main>\n");
+    content.push_str(&table(report));
     let step_s =
         report.runs.iter().map(|run| run.seconds.len()).max().unwrap_or(1).div_ceil(POINTS_MAX).max(1);
     let mut data = Map::new();
@@ -40,21 +32,22 @@ pub(super) fn page(report: &Report) -> String {
         let settings = &report.planned.playing.settings;
         let replicas_per_rps = settings.service_time.as_secs_f64() / f64::from(settings.slots);
         let series = Series::new(&run.seconds, step_s, replicas_per_rps);
-        page.push_str(&section(index, run, &series));
+        content.push_str(&section(index, run, &series));
         data.insert("step_s".to_owned(), json!(step_s));
         data.insert("points".to_owned(), json!(series.rate_rps.len()));
         data.extend(series.to_json(index));
     }
-    let data = in_script(&Value::Object(data).to_string());
-    let _ = write!(
-        page,
-        "</main>\n<footer class=\"soft\">elastic {version}. Missed: answered later than the promise, or refused. Bad \
-         minutes: more than 1 % of the requests that arrived in them missed. Replicas are paid for from the moment \
-         they are asked for. Each chart has a scale of its own.</footer>\n\
-         <script type=\"application/json\" id=\"data\">{data}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
-        version = env!("CARGO_PKG_VERSION"),
-    );
-    page
+    content.push_str("</main>\n");
+    let page = Page {
+        title: &format!("{} – elastic simulate", report.planned.source),
+        style: RUN_STYLE,
+        content: &content,
+        note: "Missed: answered later than the promise, or refused. Bad minutes: more than 1 % of the requests that \
+               arrived in them missed. Replicas are paid for from the moment they are asked for. Each chart has a \
+               scale of its own.",
+        data: &Value::Object(data).to_string(),
+    };
+    page.html()
 }
 
 fn table(report: &Report) -> String {

@@ -8,8 +8,8 @@
 //!
 //! **Invariant**: it acts once a sync period; it never shrinks below the most that it recommended within the
 //! stabilisation window, nor below what it found when it started or while numbers were missing.
-use super::rivals::{Samples, direction, elapsed, is_close, is_due, reliable, round_up, within_bounds};
-use super::{ARRIVALS_S, Bounds, Decision, Observation, Policy, ReplicaCounts, Traffic};
+use super::rivals::{Samples, direction, is_close, is_due, round_up};
+use super::{ARRIVALS_S, Bounds, Decision, Observation, Policy, ReplicaCounts, Traffic, elapsed, fresh};
 use std::time::Duration;
 
 /// What the rule goes by.
@@ -144,11 +144,11 @@ impl Hpa {
         }
         self.seen_at = Some(now);
         let due = is_due(&mut self.synced_at, now, config.sync_period);
-        let traffic = match reliable(observation, config.stale_after) {
+        let traffic = match fresh(observation, config.stale_after.as_secs_f64()) {
             Ok(traffic) => traffic,
             Err(why) => {
                 self.recommendations.record(now, f64::from(replicas.desired), config.down_window);
-                return (replicas.desired, why);
+                return (replicas.desired, format!("hold: {why}"));
             }
         };
         if let Some(value) = sample(config.metric, &traffic, since_last) {
@@ -199,7 +199,7 @@ impl Hpa {
 impl Policy for Hpa {
     fn decide(&mut self, observation: &Observation) -> Decision {
         let (wanted, reason) = self.wanted(observation);
-        within_bounds(self.config.bounds, wanted, reason)
+        self.config.bounds.apply(Decision { replicas: wanted, reason })
     }
 }
 

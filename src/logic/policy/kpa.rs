@@ -6,8 +6,8 @@
 //! docs/scaling/DEVELOPMENT.md, on the two modes.
 //!
 //! **Invariant**: in panic mode, and until a stable window has been seen, the fleet never shrinks.
-use super::rivals::{Samples, direction, elapsed, is_due, ongoing, reliable, round_up, within_bounds};
-use super::{Bounds, Decision, Observation, Policy};
+use super::rivals::{Samples, direction, is_due, ongoing, round_up};
+use super::{Bounds, Decision, Observation, Policy, elapsed, fresh};
 use std::time::Duration;
 
 /// Settings of [`Kpa`].
@@ -95,11 +95,11 @@ impl Kpa {
         }
         self.seen_at = Some(now);
         let due = is_due(&mut self.ticked_at, now, config.tick);
-        let traffic = match reliable(observation, config.stale_after) {
+        let traffic = match fresh(observation, config.stale_after.as_secs_f64()) {
             Ok(traffic) => traffic,
             Err(why) => {
                 self.known_since = now;
-                return (desired, why);
+                return (desired, format!("hold: {why}"));
             }
         };
         self.samples.record(now, ongoing(&traffic), config.stable_window);
@@ -154,7 +154,7 @@ impl Kpa {
 impl Policy for Kpa {
     fn decide(&mut self, observation: &Observation) -> Decision {
         let (wanted, reason) = self.wanted(observation);
-        within_bounds(self.config.bounds, wanted, reason)
+        self.config.bounds.apply(Decision { replicas: wanted, reason })
     }
 }
 

@@ -29,6 +29,9 @@ pub use ray::{Ray, RayConfig};
 pub use slo::{Slo, SloConfig};
 pub use step::{Step, StepConfig};
 
+/// Time between two observations from which nothing is known about what was in between.
+const GAP_MAX: Duration = Duration::from_secs(60);
+
 /// Seconds of arrivals that an observation tells one by one.
 pub const ARRIVALS_S: usize = 16;
 
@@ -131,6 +134,11 @@ fn fresh(observation: &Observation, stale_after_s: f64) -> Result<Traffic, Strin
         }
         Some(_) => Err("no dispatcher has reported yet".to_owned()),
     }
+}
+
+/// Time since the last observation; `None` for the first one, and where the clock went back or leapt.
+fn elapsed(last: Option<Duration>, now: Duration) -> Option<Duration> {
+    now.checked_sub(last?).filter(|elapsed| *elapsed <= GAP_MAX)
 }
 
 /// A rule with its settings and what it remembers.

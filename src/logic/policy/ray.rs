@@ -5,8 +5,8 @@
 //!
 //! **Invariant**: the fleet changes only after the same direction was right for a whole delay without a
 //! break; missing numbers are a break.
-use super::rivals::{Samples, direction, elapsed, is_due, ongoing, reliable, round_up, within_bounds};
-use super::{Bounds, Decision, Observation, Policy, ReplicaCounts};
+use super::rivals::{Samples, direction, is_due, ongoing, round_up};
+use super::{Bounds, Decision, Observation, Policy, ReplicaCounts, elapsed, fresh};
 use std::cmp::Ordering;
 use std::time::Duration;
 
@@ -90,11 +90,11 @@ impl Ray {
             *self = Self::new(config);
         }
         self.seen_at = Some(now);
-        let traffic = match reliable(observation, config.stale_after) {
+        let traffic = match fresh(observation, config.stale_after.as_secs_f64()) {
             Ok(traffic) => traffic,
             Err(why) => {
                 self.since = None;
-                return (replicas.desired, why);
+                return (replicas.desired, format!("hold: {why}"));
             }
         };
         if is_due(&mut self.sampled_at, now, config.metrics_interval) {
@@ -142,7 +142,7 @@ impl Ray {
 impl Policy for Ray {
     fn decide(&mut self, observation: &Observation) -> Decision {
         let (wanted, reason) = self.wanted(observation);
-        within_bounds(self.config.bounds, wanted, reason)
+        self.config.bounds.apply(Decision { replicas: wanted, reason })
     }
 }
 

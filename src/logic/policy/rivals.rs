@@ -3,16 +3,16 @@
 //! The rules are re-implemented from their public documentation, so that the simulator can compare; where it
 //! leaves a choice, the one taken is named, and it is one that does not make the rule look worse.
 //!
-//! **Invariant**: at most [`SAMPLES_MAX`] samples; a clock that goes back or leaps is noticed by [`elapsed`],
-//! and the rules then start over instead of concluding anything from the difference.
-use super::{Bounds, Decision, Observation, Traffic};
+//! **Invariant**: at most [`SAMPLES_MAX`] samples; a clock that goes back or leaps is noticed by
+//! [`super::elapsed`], and the rules then start over instead of concluding anything from the difference.
+use super::Traffic;
+#[cfg(test)]
+use super::{Decision, Observation};
 use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Samples kept at most; one a second fills an hour.
 const SAMPLES_MAX: usize = 3600;
-/// Time between two observations from which nothing is known about what was in between.
-const GAP_MAX: Duration = Duration::from_secs(60);
 /// What rounding may add: 0.9 / 0.1 must not become 10.
 const ROUNDING: f64 = 1e-9;
 
@@ -51,11 +51,6 @@ impl Samples {
     }
 }
 
-/// Time since the last observation; `None` for the first one, and where the clock went back or leapt.
-pub(super) fn elapsed(last: Option<Duration>, now: Duration) -> Option<Duration> {
-    now.checked_sub(last?).filter(|elapsed| *elapsed <= GAP_MAX)
-}
-
 /// Whether something that happens every `period` happens now, and if so notes that it did.
 pub(super) fn is_due(last: &mut Option<Duration>, now: Duration, period: Duration) -> bool {
     let due = last.is_none_or(|last| now.saturating_sub(last) >= period);
@@ -63,15 +58,6 @@ pub(super) fn is_due(last: &mut Option<Duration>, now: Duration, period: Duratio
         *last = Some(now);
     }
     due
-}
-
-/// The traffic, where it can be relied upon, or why not.
-pub(super) fn reliable(observation: &Observation, stale_after: Duration) -> Result<Traffic, String> {
-    let traffic = observation.traffic.ok_or("hold: the monitor does not answer")?;
-    if traffic.age_s > stale_after.as_secs_f64() {
-        return Err(format!("hold: no dispatcher has reported for {:.0} s", traffic.age_s));
-    }
-    Ok(traffic)
 }
 
 /// Requests that are served or wait.
@@ -96,18 +82,6 @@ pub(super) fn direction(wanted: u32, desired: u32) -> &'static str {
         std::cmp::Ordering::Equal => "hold",
         std::cmp::Ordering::Greater => "up",
     }
-}
-
-/// The decision for as many replicas as are wanted, within the bounds.
-pub(super) fn within_bounds(bounds: Bounds, wanted: u32, reason: String) -> Decision {
-    let Bounds { min, max } = bounds;
-    let replicas = wanted.min(max).max(min);
-    let reason = if replicas == wanted {
-        reason
-    } else {
-        format!("{reason}; {wanted} is outside the bounds {min} to {max}")
-    };
-    Decision { replicas, reason }
 }
 
 /// A rule and the fleet it scales, observed each second; replicas have one slot and are ready at once, unless
@@ -188,7 +162,7 @@ mod tests {
     #![allow(clippy::float_cmp)]
     use super::*;
     use crate::logic::policy::{
-        ARRIVALS_S, Hpa, HpaConfig, Kpa, KpaConfig, Policy, Ray, RayConfig, ReplicaCounts,
+        ARRIVALS_S, Bounds, Hpa, HpaConfig, Kpa, KpaConfig, Policy, Ray, RayConfig, ReplicaCounts, elapsed,
     };
     use proptest::prelude::*;
 

@@ -10,7 +10,7 @@ use super::demand::Demand;
 use super::erlang::Load;
 use super::misses::{Misses, Trial};
 use super::start_up::StartUp;
-use super::{Bounds, Decision, Observation, Policy, ReplicaCounts, Traffic, fresh, hold};
+use super::{Bounds, Decision, Observation, Policy, ReplicaCounts, Traffic, elapsed, fresh, hold};
 use crate::logic::window::Service;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -24,8 +24,6 @@ const LATE_LEAST: f64 = 0.03;
 const HOLD_START_UPS: f64 = 2.0;
 /// Replicas that a step may always add.
 const GROW_ALWAYS: u32 = 10;
-/// Time without a decision after which nothing is concluded from what was before.
-const GAP_MAX: Duration = Duration::from_secs(60);
 
 /// Time after which the numbers of replicas and slots are taken to belong together.
 const STEADY_MIN: Duration = Duration::from_secs(3);
@@ -123,8 +121,7 @@ impl Slo {
 
     /// Forgets what a clock that jumped, or a long silence, makes worthless.
     fn mind_the_clock(&mut self, now: Duration) {
-        let is_jump = |before| now.checked_sub(before).is_none_or(|gap| gap > GAP_MAX);
-        let jumped = self.decided_at.is_some_and(is_jump);
+        let jumped = self.decided_at.is_some() && elapsed(self.decided_at, now).is_none();
         self.decided_at = Some(now);
         if jumped {
             self.start_up.forget_those_on_their_way();
@@ -174,8 +171,8 @@ impl Slo {
         };
         let load = Load { rate_rps, service_s: service.mean_ms / 1e3, cv: service.cv };
         let wait_s = ((self.config.promise_ms - service.p95_ms) / 1e3).max(0.0);
-        let spent = self.misses.share() / self.config.miss_budget;
-        let late = (LATE_MOST * (1.0 - spent)).max(LATE_LEAST);
+        let missed_share = self.misses.share();
+        let late = (LATE_MOST * (1.0 - missed_share / self.config.miss_budget)).max(LATE_LEAST);
         // More slots than the bounds allow need no telling apart.
         let slots_max = (f64::from(self.config.bounds.max) * slots_a_replica).ceil() as u32 + 1;
         let slots = load.slots(wait_s, late, slots_max);
@@ -188,7 +185,7 @@ impl Slo {
         let reason = if floor > slots {
             format!(
                 "{:.1} % missed in 15 min, which {floor} slots would have kept within {:.1} %",
-                self.misses.share() * 100.0,
+                missed_share * 100.0,
                 self.config.miss_budget * 100.0
             )
         } else {
