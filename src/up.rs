@@ -70,6 +70,7 @@ struct Addresses {
 /// Runs everything until `shutdown` asks it to stop.
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
     let limits = args.limits;
+    let shutdown = shutdown.delayed(limits.drain_delay);
     let front = serve::bind(&args.host, args.port).await.context("dispatcher")?;
     let watch = serve::bind(&args.host, args.monitor_port)
         .await

@@ -1,175 +1,218 @@
 //! The loop: observe, decide, write down, carry out.
-use super::{Config, PolicyName, Scaler};
-use crate::logic::policy::{Decision, Observation, Traffic};
+//!
+//! **Invariant**: what cannot be seen, asked or set leaves the fleet as it is; nothing is carried out by an autoscaler
+//! that stands by.
+use super::journal::{Journal, Record};
+use super::{Config, Observed, Scaler};
+use crate::logic::adoption::Adoption;
+use crate::logic::policy::{Decision, Observation, Policy, Traffic};
 use crate::logic::window::Service;
-use crate::net::metrics::{registry, render};
-use crate::net::wire::Stats;
+use crate::net::backoff::Backoff;
+use crate::net::wire::{ReplicaStatus, Stats};
 use crate::net::{client, clock, shutdown::Shutdown};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
-use serde::Serialize;
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Longest time the monitor may take to answer.
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest pause after rounds that failed.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Time between two looks for another autoscaler of the same target.
+const RIVAL_PAUSE: Duration = Duration::from_secs(60);
 
-/// One decision, with everything it was based on.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Record {
-    /// When, seconds since the Unix epoch.
-    at_unix_s: f64,
-    /// How long ago, seconds.
-    age_s: f64,
-    #[serde(skip)]
-    at: Instant,
-    replicas_before: u32,
-    replicas: u32,
-    reason: String,
-    /// Whether it was carried out: not in a dry run, nor where the target could not be changed.
-    applied: bool,
-    inputs: Observation,
-}
-
-/// Answer to `GET /decisions`, the latest last.
-#[derive(Debug, Serialize)]
-pub(super) struct Decisions {
-    policy: PolicyName,
-    decisions: Vec<Record>,
-}
-
-/// Remembers the latest decisions. A row of decisions to hold keeps only its last.
-pub(super) struct Journal {
-    policy: PolicyName,
-    records: Mutex<VecDeque<Record>>,
-    records_max: usize,
-    registry: Registry,
-    desired: Gauge,
-    changes: Counter,
-}
-
-impl Journal {
-    pub(super) fn new(policy: PolicyName, records_max: usize) -> Self {
-        let (desired, changes) = (Gauge::default(), Counter::default());
-        let mut registry = registry();
-        registry.register("autoscale_replicas_desired", "Replicas last decided on", desired.clone());
-        let help = "Decisions that changed the number of replicas";
-        registry.register("autoscale_changes", help, changes.clone());
-        Self { policy, records: Mutex::default(), records_max, registry, desired, changes }
-    }
-
-    fn write(&self, record: Record) {
-        self.desired.set(i64::from(record.replicas));
-        let holds = |record: &Record| record.replicas == record.replicas_before;
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        if !holds(&record) {
-            self.changes.inc();
-        } else if records.back().is_some_and(|last| holds(last) && last.replicas == record.replicas) {
-            records.pop_back();
-        }
-        if records.len() >= self.records_max {
-            records.pop_front();
-        }
-        records.push_back(record);
-    }
-
-    pub(super) fn decisions(&self) -> Decisions {
-        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let aged = records
-            .iter()
-            .map(|record| Record { age_s: record.at.elapsed().as_secs_f64(), ..record.clone() });
-        Decisions { policy: self.policy, decisions: aged.collect() }
-    }
-
-    pub(super) fn metrics(&self, headers: &http::HeaderMap) -> axum::response::Response {
-        render(&self.registry, headers)
-    }
-}
-
-/// Decides every `interval` until `shutdown` drains.
+/// Decides every `interval` until `shutdown` asks to leave.
 pub(super) async fn run(
     config: Config,
     scaler: &Scaler,
     journal: &Journal,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let started = Instant::now();
-    let client = client::client(MONITOR_TIMEOUT)?;
     let mut ticks = tokio::time::interval(config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut policy = config.rule.policy();
-    let mut complained = false;
+    let mut backoff = Backoff::new(config.interval, BACKOFF_MAX.max(config.interval));
+    let mut control = Control::new(config, scaler, journal)?;
     loop {
         tokio::select! {
-            () = shutdown.drained() => return Ok(()),
+            () = shutdown.left() => return Ok(()),
             _ = ticks.tick() => {}
         }
-        let replicas = match scaler.observe().await {
-            Ok(replicas) => replicas,
-            Err(error) => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "cannot see the replicas; leaving them as they are"
-                );
-                continue;
-            }
+        let Err(error) = Box::pin(control.round(&shutdown)).await else {
+            backoff.reset();
+            continue;
         };
-        let now = started.elapsed();
-        let traffic = traffic(&client, &config.monitor).await;
-        if let Err(error) = &traffic
-            && !complained
-        {
-            tracing::warn!(%error, "the monitor does not answer; leaving the replicas as they are");
+        journal.failed();
+        let pause = backoff.failed();
+        tracing::warn!(error = format!("{error:#}"), ?pause, "leaving the replicas as they are");
+        tokio::select! {
+            () = shutdown.left() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
         }
-        complained = traffic.is_err();
-        let observation = Observation { now, replicas, traffic: traffic.ok() };
-        let decision = policy.decide(&observation);
-        if shutdown.is_draining() {
+    }
+}
+
+/// What the loop remembers from round to round.
+struct Control<'a> {
+    config: Config,
+    scaler: &'a Scaler,
+    journal: &'a Journal,
+    client: reqwest::Client,
+    policy: Box<dyn Policy + Send>,
+    started: Instant,
+    adoption: Adoption,
+    /// Another autoscaler of the same target, and when it was looked for.
+    rival: Option<(Instant, Option<String>)>,
+    complained: bool,
+}
+
+impl<'a> Control<'a> {
+    fn new(config: Config, scaler: &'a Scaler, journal: &'a Journal) -> anyhow::Result<Self> {
+        Ok(Self {
+            client: client::client(MONITOR_TIMEOUT)?,
+            policy: config.rule.policy(),
+            started: Instant::now(),
+            adoption: Adoption::new(config.hold),
+            rival: None,
+            complained: false,
+            config,
+            scaler,
+            journal,
+        })
+    }
+
+    /// One look, one decision. Whoever stands by looks and decides too, to know what is going on when its turn comes.
+    async fn round(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        let seen = self.scaler.observe().await?;
+        let stats = self.stats().await;
+        let (now, desired) = (self.started.elapsed(), seen.counts.desired);
+        let traffic = stats.as_ref().map(told);
+        let observation = Observation { now, replicas: seen.counts, traffic };
+        let decision = self.policy.decide(&observation);
+        let acts_for = self.scaler.acts_for();
+        self.journal.leads(acts_for.is_some());
+        if let Some(foreign) = self.adoption.observe(now, desired, acts_for.is_some()) {
+            let (from, to, keep) = (foreign.from, foreign.to, self.config.hold);
+            tracing::info!(from, to, ?keep, "someone else set the number of replicas; keeping theirs");
+            self.scaler.tell_adopted(&seen, from, keep).await;
+        }
+        // Telling takes time, and so does looking: this one's turn may be over by now.
+        if acts_for.is_none() || shutdown.is_leaving() {
             return Ok(());
         }
-        let applied = carry_out(&config, scaler, replicas.desired, &decision).await;
-        journal.write(Record {
+        let decision = self.overruled(decision, now, desired).await;
+        let in_flight = stats.map(|stats| in_flight(&stats.replicas)).unwrap_or_default();
+        let applied = self.carry_out(&seen, &decision, &in_flight).await;
+        self.journal.write(Record {
             at_unix_s: clock::unix_time().as_secs_f64(),
             age_s: 0.0,
             at: Instant::now(),
-            replicas_before: replicas.desired,
+            replicas_before: desired,
             replicas: decision.replicas,
             reason: decision.reason,
-            applied,
+            applied: matches!(applied, Ok(true)),
             inputs: observation,
         });
+        applied.map(drop)
+    }
+
+    async fn stats(&mut self) -> Option<Stats> {
+        let url = format!("{}/stats", self.config.monitor);
+        let stats = async { self.client.get(url).send().await?.error_for_status()?.json().await };
+        let stats: reqwest::Result<Stats> = stats.await;
+        if let Err(error) = &stats
+            && !self.complained
+        {
+            tracing::warn!(%error, "the monitor does not answer; leaving the replicas as they are");
+        }
+        self.complained = stats.is_err();
+        stats.ok()
+    }
+
+    /// The decision, unless somebody else has a say in the matter.
+    async fn overruled(&mut self, decision: Decision, now: Duration, desired: u32) -> Decision {
+        if let Some(left) = self.adoption.kept_for(now) {
+            let left_s = left.as_secs_f64().ceil();
+            let reason = format!("someone else set {desired} replicas: kept for another {left_s} s");
+            return Decision { replicas: desired, reason };
+        }
+        if let Some(rival) = self.rival().await {
+            let reason =
+                format!("the HorizontalPodAutoscaler {rival:?} scales the same Deployment: remove it");
+            return Decision { replicas: desired, reason };
+        }
+        decision
+    }
+
+    async fn rival(&mut self) -> Option<String> {
+        if let Some((at, rival)) = &self.rival
+            && at.elapsed() < RIVAL_PAUSE
+        {
+            return rival.clone();
+        }
+        let before = self.rival.take().and_then(|(_, rival)| rival);
+        let rival = match self.scaler.rival().await {
+            Ok(rival) => rival,
+            Err(error) => {
+                tracing::debug!(error = format!("{error:#}"), "cannot look for another autoscaler");
+                before.clone()
+            }
+        };
+        if let Some(rival) = rival.as_ref().filter(|_| rival != before) {
+            tracing::warn!(
+                rival,
+                "a HorizontalPodAutoscaler scales the same Deployment; leaving the replicas to it"
+            );
+        }
+        self.rival = Some((Instant::now(), rival.clone()));
+        rival
+    }
+
+    /// Whether the fleet is as decided. An error where the next round should wait.
+    async fn carry_out(
+        &mut self,
+        seen: &Observed,
+        decision: &Decision,
+        in_flight: &HashMap<String, u32>,
+    ) -> anyhow::Result<bool> {
+        let Decision { replicas, reason } = decision;
+        let (before, replicas) = (seen.counts.desired, *replicas);
+        if replicas == before {
+            return Ok(true);
+        }
+        if self.config.dry_run {
+            tracing::info!(before, replicas, reason, "dry run: would scale");
+            return Ok(false);
+        }
+        // What one does must end while one is still the one who does it.
+        let Some(within) = self.scaler.acts_for() else { return Ok(false) };
+        self.adoption.ask(replicas);
+        if !self.scaler.scale_to(seen, replicas, within, in_flight).await? {
+            tracing::info!(
+                before,
+                replicas,
+                reason,
+                "not scaled: someone else changed the Deployment meanwhile"
+            );
+            return Ok(false);
+        }
+        tracing::info!(before, replicas, reason, "scaled");
+        self.scaler.tell_scaled(seen, replicas, reason).await;
+        Ok(true)
     }
 }
 
-/// Whether the fleet is as decided.
-async fn carry_out(config: &Config, scaler: &Scaler, before: u32, decision: &Decision) -> bool {
-    if decision.replicas == before {
-        return true;
-    }
-    let Decision { replicas, reason } = decision;
-    if config.dry_run {
-        tracing::info!(before, replicas, reason, "dry run: would scale");
-        return false;
-    }
-    match scaler.scale_to(*replicas).await {
-        Ok(()) => {
-            tracing::info!(before, replicas, reason, "scaled");
-            true
-        }
-        Err(error) => {
-            tracing::warn!(before, replicas, reason, error = format!("{error:#}"), "cannot scale");
-            false
+/// Requests under way by a replica's host, over all dispatchers.
+fn in_flight(replicas: &[ReplicaStatus]) -> HashMap<String, u32> {
+    let mut all = HashMap::new();
+    for replica in replicas {
+        let host = reqwest::Url::parse(&replica.url)
+            .ok()
+            .and_then(|url| url.host_str().map(|host| host.trim_matches(['[', ']']).to_owned()));
+        if let Some(host) = host {
+            *all.entry(host).or_default() += replica.in_flight;
         }
     }
-}
-
-async fn traffic(client: &reqwest::Client, monitor: &str) -> reqwest::Result<Traffic> {
-    let stats: Stats =
-        client.get(format!("{monitor}/stats")).send().await?.error_for_status()?.json().await?;
-    Ok(told(&stats))
+    all
 }
 
 /// What a rule goes by of what the monitor tells.
@@ -198,7 +241,6 @@ fn told(stats: &Stats) -> Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logic::policy::ReplicaCounts;
 
     #[test]
     fn a_monitor_that_has_heard_nothing_knows_nothing_of_now() {
@@ -206,30 +248,18 @@ mod tests {
         assert!(told.age_s.is_infinite() && told.service.is_none() && told.p99_ms.is_none(), "{told:?}");
     }
 
-    fn record(before: u32, after: u32, reason: &str) -> Record {
-        let replicas = ReplicaCounts { desired: before, ..ReplicaCounts::default() };
-        Record {
-            at_unix_s: 0.0,
-            age_s: 0.0,
-            at: Instant::now(),
-            replicas_before: before,
-            replicas: after,
-            reason: reason.to_owned(),
-            applied: true,
-            inputs: Observation { now: Duration::ZERO, replicas, traffic: None },
-        }
-    }
-
-    #[tokio::test]
-    async fn a_row_of_decisions_to_hold_keeps_its_last_and_the_oldest_make_room() {
-        let journal = Journal::new(PolicyName::Slo, 3);
-        for (before, after, reason) in
-            [(1, 1, "a"), (1, 1, "b"), (1, 4, "c"), (4, 4, "d"), (5, 5, "someone else"), (5, 5, "e")]
-        {
-            journal.write(record(before, after, reason));
-        }
-        let told = journal.decisions();
-        let reasons: Vec<_> = told.decisions.iter().map(|record| record.reason.as_str()).collect();
-        assert_eq!((told.policy, reasons), (PolicyName::Slo, vec!["c", "d", "e"]));
+    #[test]
+    fn what_is_under_way_is_told_by_the_replicas_address() {
+        let replica = |url: &str, in_flight| ReplicaStatus {
+            url: url.to_owned(),
+            state: crate::net::wire::ReplicaState::Ready,
+            slots: 1,
+            in_flight,
+            answered: 0,
+            stages_ms: None,
+        };
+        let all = [replica("http://10.0.0.1:8081", 2), replica("http://[fd00::1]:8081", 1)];
+        let expected = HashMap::from([("10.0.0.1".to_owned(), 2), ("fd00::1".to_owned(), 1)]);
+        assert_eq!(in_flight(&all), expected);
     }
 }

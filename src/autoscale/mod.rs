@@ -3,21 +3,26 @@
 //! **Invariant**: one decision is under way at a time; what cannot be asked or changed leaves the fleet as
 //! it is.
 mod control;
+mod journal;
 pub mod kubernetes;
 pub mod processes;
+mod routes;
+mod target;
 
-use crate::logic::policy::{Bounds, Name, Policy, ReplicaCounts, Slo, SloConfig, Step, StepConfig};
+use target::Observed;
+pub use target::Scaler;
+
+use crate::logic::policy::{Bounds, Name, Policy, Slo, SloConfig, Step, StepConfig};
+use crate::net::kubernetes::Cluster;
 use crate::net::serve::{self, Limits, duration};
-use crate::net::{client, error, shutdown::Shutdown};
+use crate::net::{client, shutdown::Shutdown};
 use anyhow::{Context as _, bail, ensure};
-use axum::extract::State as Shared;
-use axum::routing::get;
-use axum::{Json, Router};
-use control::{Decisions, Journal};
-use kubernetes::DeploymentScaler;
-use processes::{ProcessScaler, Replica, Spawn};
+use journal::Journal;
+use kubernetes::{DeploymentScaler, Leader, Leadership};
+use processes::{ProcessScaler, Spawn};
 use serde::Serialize;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +46,18 @@ pub struct Args {
     /// Longest time a call to Kubernetes may take
     #[arg(long, env = "ELASTIC_KUBERNETES_TIMEOUT", default_value = "5s", value_parser = duration, value_name = "TIME")]
     kubernetes_timeout: Duration,
+    /// Name of a Lease that says which of several autoscalers acts; the others stand by (one alone needs none)
+    #[arg(long, env = "ELASTIC_LEASE", value_name = "NAME")]
+    lease: Option<String>,
+    /// Time after which a leader that is heard of no more is replaced, in whole seconds
+    #[arg(long, env = "ELASTIC_LEASE_DURATION", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    lease_duration: Duration,
+    /// Name of this autoscaler in the Lease and in Events, no other's [default: the host's name and the process id]
+    #[arg(long, env = "ELASTIC_IDENTITY", value_name = "NAME")]
+    identity: Option<String>,
+    /// Address or base URL under which other autoscalers reach this one, to hand on /decisions of the leader
+    #[arg(long, env = "ELASTIC_ADVERTISE", value_name = "ADDRESS")]
+    advertise: Option<String>,
     /// Decide and explain, but change nothing
     #[arg(long, env = "ELASTIC_DRY_RUN")]
     dry_run: bool,
@@ -101,7 +118,7 @@ pub struct Settings {
     #[arg(long, env = "ELASTIC_MISS_BUDGET", default_value_t = slo_defaults().miss_budget, value_name = "SHARE")]
     pub miss_budget: f64,
     /// With slo: time for which fewer replicas must have been enough before any is given up; at least twice the
-    /// start-up time
+    /// start-up time. With every rule: time for which a number that someone else sets is kept
     #[arg(long, env = "ELASTIC_HOLD", default_value = "40s", value_parser = duration, value_name = "TIME")]
     pub hold: Duration,
     /// With step: factor by which the fleet grows unless p99 is under the target, rounded up
@@ -157,6 +174,7 @@ pub struct Config {
     monitor: String,
     rule: Rule,
     interval: Duration,
+    hold: Duration,
     decisions_max: usize,
     dry_run: bool,
     limits: Limits,
@@ -189,6 +207,7 @@ impl Config {
             monitor: client::base_url(monitor).context("--monitor")?,
             rule,
             interval,
+            hold,
             decisions_max: settings.decisions_max,
             dry_run,
             limits,
@@ -196,56 +215,70 @@ impl Config {
     }
 }
 
-/// What carries decisions out.
-#[derive(Clone)]
-pub enum Scaler {
-    /// Children of this process.
-    Processes(Arc<ProcessScaler>),
-    /// A Kubernetes Deployment.
-    Deployment(Arc<DeploymentScaler>),
-}
-
-impl Scaler {
-    async fn observe(&self) -> anyhow::Result<ReplicaCounts> {
-        match self {
-            Self::Processes(scaler) => Ok(scaler.observe()),
-            Self::Deployment(scaler) => Ok(scaler.observe().await?),
-        }
-    }
-
-    async fn scale_to(&self, replicas: u32) -> anyhow::Result<()> {
-        match self {
-            Self::Processes(scaler) => scaler.scale_to(replicas),
-            Self::Deployment(scaler) => scaler.scale_to(replicas).await?,
-        }
-        Ok(())
-    }
-
-    fn replicas(&self) -> Vec<Replica> {
-        match self {
-            Self::Processes(scaler) => scaler.replicas(),
-            Self::Deployment(_) => Vec::new(),
-        }
-    }
-}
-
 /// Runs an autoscaler until `shutdown` asks it to stop.
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
+    let shutdown = shutdown.delayed(args.limits.drain_delay);
     let config = Config::new(&args.settings, &args.monitor, args.dry_run, args.limits)?;
-    let scaler = if let Some(name) = args.target.strip_prefix("deployment/").filter(|name| !name.is_empty()) {
+    let deployment = args.target.strip_prefix("deployment/").filter(|name| !name.is_empty());
+    let listener = serve::bind(&args.host, args.port).await?;
+    let scaler = if let Some(name) = deployment {
         ensure!(args.children.is_empty(), "flags after -- go with --target processes alone");
-        let scaler =
-            DeploymentScaler::connect(args.namespace, name.to_owned(), args.kubernetes_timeout).await?;
-        Scaler::Deployment(Arc::new(scaler))
+        of_a_deployment(&args, name, listener.local_addr()?.port()).await?
     } else if args.target == "processes" {
+        ensure!(args.lease.is_none(), "--lease goes with --target deployment/NAME alone");
         let spawn = Spawn::this_executable(args.children, args.limits.drain_timeout)?;
         Scaler::Processes(ProcessScaler::new(spawn, args.settings.replicas_min))
     } else {
         bail!("--target {:?}: write deployment/NAME or processes", args.target);
     };
-    let listener = serve::bind(&args.host, args.port).await?;
     serve(listener, config, scaler, shutdown).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The scaler of a Deployment, and this autoscaler's part in who scales it.
+async fn of_a_deployment(args: &Args, name: &str, port: u16) -> anyhow::Result<Scaler> {
+    let lease_s = args.lease_duration.as_secs_f64();
+    ensure!((3.0..=3600.0).contains(&lease_s), "--lease-duration must be from 3s to 1h");
+    let identity = args.identity.clone().unwrap_or_else(identity);
+    let url = args.advertise.as_deref().map(|address| advertised(address, port)).transpose()?;
+    let cluster = Arc::new(Cluster::infer(args.namespace.clone(), args.kubernetes_timeout).await?);
+    let scaler = DeploymentScaler::new(Arc::clone(&cluster), name.to_owned(), identity.clone());
+    match scaler.rival().await {
+        Ok(None) => {}
+        Ok(Some(rival)) => bail!(
+            "the HorizontalPodAutoscaler {rival:?} scales deployment {name:?} already, and two that scale it would \
+             overrule each other; delete it (kubectl delete horizontalpodautoscaler {rival}) or do not run this"
+        ),
+        // It is looked for again, once the API server answers.
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::warn!(
+                error,
+                "cannot tell yet whether a HorizontalPodAutoscaler scales the same Deployment"
+            );
+        }
+    }
+    let leadership = args.lease.clone().map(|lease| {
+        let me = Leader { identity, url };
+        Arc::new(Leadership::new(cluster, lease, args.lease_duration, me))
+    });
+    Ok(Scaler::Deployment { scaler: Arc::new(scaler), leadership })
+}
+
+/// The URL that `--advertise` stands for.
+fn advertised(address: &str, port: u16) -> anyhow::Result<String> {
+    let url = match address.parse::<IpAddr>() {
+        Ok(IpAddr::V6(address)) => format!("http://[{address}]:{port}"),
+        _ if address.contains("://") => address.to_owned(),
+        _ => format!("http://{address}:{port}"),
+    };
+    client::base_url(&url).context("--advertise")
+}
+
+/// A name that no other process has at the same time.
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}", if host.trim().is_empty() { "elastic" } else { host.trim() }, std::process::id())
 }
 
 /// Decides and scales until `shutdown` drains; then, with children, until the last of them has ended.
@@ -261,10 +294,12 @@ pub async fn serve(
     tracing::info!(url, ?policy, min, max, dry_run = config.dry_run, "autoscaling");
     let journal = Arc::new(Journal::new(policy, config.decisions_max));
     let limits = config.limits;
-    let router = router(Arc::clone(&journal), scaler.clone());
+    let router = routes::router(Arc::clone(&journal), scaler.clone(), shutdown.clone())?;
     let supervised = async {
-        if let Scaler::Processes(scaler) = &scaler {
-            scaler.supervise(shutdown.clone()).await;
+        match &scaler {
+            Scaler::Processes(scaler) => scaler.supervise(shutdown.clone()).await,
+            Scaler::Deployment { leadership: Some(leadership), .. } => leadership.run(shutdown.clone()).await,
+            Scaler::Deployment { leadership: None, .. } => {}
         }
     };
     let ((), control, ()) = tokio::join!(
@@ -273,33 +308,4 @@ pub async fn serve(
         supervised,
     );
     control
-}
-
-struct State {
-    journal: Arc<Journal>,
-    scaler: Scaler,
-}
-
-fn router(journal: Arc<Journal>, scaler: Scaler) -> Router {
-    Router::new()
-        .route("/decisions", get(decisions))
-        .route("/replicas", get(replicas))
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(|| async { "ready" }))
-        .route("/metrics", get(metrics))
-        .fallback(error::not_found)
-        .method_not_allowed_fallback(error::method_not_allowed)
-        .with_state(Arc::new(State { journal, scaler }))
-}
-
-async fn decisions(Shared(state): Shared<Arc<State>>) -> Json<Decisions> {
-    Json(state.journal.decisions())
-}
-
-async fn replicas(Shared(state): Shared<Arc<State>>) -> Json<Vec<Replica>> {
-    Json(state.scaler.replicas())
-}
-
-async fn metrics(Shared(state): Shared<Arc<State>>, headers: http::HeaderMap) -> axum::response::Response {
-    state.journal.metrics(&headers)
 }

@@ -141,6 +141,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
         Some(port) => Some(serve::bind(&args.admin_host, port).await?),
         None => None,
     };
+    let shutdown = shutdown.delayed(args.limits.drain_delay);
     serve(listener, admin, config, shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -168,11 +169,12 @@ pub async fn serve(
     // What looks after replicas and reports goes on until the last answer is out, then reports once more.
     let background = Shutdown::new();
     let mut tasks = JoinSet::new();
+    let looks = Arc::new(probe::Looks::default());
     for discovery in discoveries(&state, admin).await? {
-        let fleet = Fleet::new(Arc::clone(&pool), discovery.source());
+        let fleet = Fleet::new(Arc::clone(&pool), discovery.source(), Arc::clone(&looks));
         tasks.spawn(discovery.run(fleet, background.clone()));
     }
-    tasks.spawn(probe::watch(Arc::clone(&state), background.clone()));
+    tasks.spawn(probe::watch(Arc::clone(&state), looks, background.clone()));
     tasks.spawn(reporter.run(pool, background.clone()));
     serve::serve_with(listener, routes::Door::new(state), limits, shutdown).await;
     background.drain();

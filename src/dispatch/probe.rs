@@ -1,15 +1,16 @@
 //! Looks at every known replica's readiness.
 //!
-//! **Invariant**: one look at a replica is under way at a time, and none lasts longer than `probe_timeout`; a
-//! replica that hangs delays the looks at no other.
+//! **Invariant**: one look at a replica is under way at a time, and one more where it was asked for; none lasts longer
+//! than `probe_timeout`, and a replica that hangs delays the looks at no other.
 use super::State;
 use super::pool::Known;
 use super::upstream::{ExchangeError, get};
 use super::wire::{Readiness, ReplicaState};
 use crate::net::shutdown::Shutdown;
 use http::StatusCode;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -26,8 +27,26 @@ enum Seen {
     Silence,
 }
 
-/// Looks every `probe_interval` until `shutdown` drains.
-pub(super) async fn watch(state: Arc<State>, shutdown: Shutdown) {
+/// Looks that are asked for out of turn.
+#[derive(Default)]
+pub(super) struct Looks {
+    urls: Mutex<BTreeSet<String>>,
+    asked: Notify,
+}
+
+impl Looks {
+    pub(super) fn ask_for(&self, url: &str) {
+        self.urls.lock().unwrap_or_else(PoisonError::into_inner).insert(url.to_owned());
+        self.asked.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.urls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Looks every `probe_interval`, and when it is asked to, until `shutdown` drains.
+pub(super) async fn watch(state: Arc<State>, wanted: Arc<Looks>, shutdown: Shutdown) {
     let mut ticks = tokio::time::interval(state.config.settings.probe_interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looks = JoinSet::new();
@@ -46,6 +65,14 @@ pub(super) async fn watch(state: Arc<State>, shutdown: Shutdown) {
                     state.pool.unready(&url, ReplicaState::Down);
                 }
                 silences.insert(url, Some(silent));
+            }
+            () = wanted.asked.notified() => {
+                let urls = wanted.take();
+                let known = state.pool.known().into_iter();
+                for replica in known.filter(|replica| replica.due && urls.contains(&*replica.url)) {
+                    // One that is under way may have begun before the replica listened, and may hang.
+                    looks.spawn(look(Arc::clone(&state), replica, 0));
+                }
             }
             _ = ticks.tick() => {
                 let known = state.pool.known();

@@ -104,7 +104,7 @@ async fn v1(state: Shared<Arc<State>>, request: Request) -> Response {
 
 /// Ready while it takes requests; a dispatcher without replicas is ready: requests wait for the first one.
 async fn readyz(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiError> {
-    if state.shutdown.is_draining() {
+    if state.shutdown.is_leaving() {
         return Err(ApiError::unavailable("shutting down"));
     }
     Ok("ready")

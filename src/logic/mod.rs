@@ -1,8 +1,10 @@
 //! Decisions: pure, no async, no clock, no IO, no logging. Time is an argument, counted from a common start.
+pub mod adoption;
 pub mod arrivals;
 pub mod balance;
 pub mod batch;
 pub mod budget;
+pub mod election;
 pub mod health;
 pub mod histogram;
 pub mod policy;

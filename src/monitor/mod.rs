@@ -176,6 +176,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
     let listener = serve::bind(&args.host, args.port).await?;
     let url = serve::local_url(&listener).context("cannot read the address listened on")?;
     tracing::info!(url, window = config.window, "monitor ready; open the address for the live page");
+    let shutdown = shutdown.delayed(config.limits.drain_delay);
     serve(listener, config, shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -235,7 +235,7 @@ async fn healthz() -> &'static str {
 }
 
 async fn readyz(Extract(shared): Extract<Arc<Shared>>) -> Result<&'static str, ApiError> {
-    if shared.shutdown.is_draining() {
+    if shared.shutdown.is_leaving() {
         return Err(ApiError::unavailable("shutting down"));
     }
     Ok("ready")

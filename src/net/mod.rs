@@ -1,11 +1,13 @@
 //! What every mode's HTTP side shares: listening, wire types, errors, the client, metrics, logging, shutdown.
 //!
 //! **Invariant**: nothing here knows a mode.
+pub mod backoff;
 pub mod client;
 pub mod clock;
 pub mod deadline;
 pub mod error;
 pub mod files;
+pub mod kubernetes;
 pub mod metrics;
 pub mod openapi;
 pub mod pieces;

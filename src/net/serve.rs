@@ -47,7 +47,11 @@ pub struct Limits {
     /// Longest time a client may take to send a request's head (also closes idle connections)
     #[arg(long, env = "ELASTIC_HEADER_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
     pub header_timeout: Duration,
-    /// Longest time that answers under way may take once the mode was asked to stop
+    /// Time for which all is served on once the mode was asked to stop and says that it is not ready: give those who
+    /// look up endpoints time to see it
+    #[arg(long, env = "ELASTIC_DRAIN_DELAY", default_value = "0s", value_parser = duration, value_name = "TIME")]
+    pub drain_delay: Duration,
+    /// Longest time that answers under way may take after that
     #[arg(long, env = "ELASTIC_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub drain_timeout: Duration,
 }
@@ -58,6 +62,7 @@ impl Default for Limits {
             connections_max: CONNECTIONS_MAX,
             streams_max: STREAMS_MAX,
             header_timeout: Duration::from_secs(30),
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(10),
         }
     }

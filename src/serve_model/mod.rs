@@ -110,6 +110,7 @@ impl State {
 /// Runs a replica until `shutdown` asks it to stop.
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
+    let shutdown = shutdown.delayed(args.limits.drain_delay);
     let register = args.register.as_deref().map(client::base_url).transpose().context("--register")?;
     let advertise = args.advertise.as_deref().map(client::base_url).transpose().context("--advertise")?;
     if args.child {

@@ -59,14 +59,12 @@ pub(super) async fn with<F: Future<Output = ()>>(
         if presence.announce {
             announce(&presence)?;
         }
-        match &presence.register {
-            Some(register) => {
-                let registry = Registry::new(register, &presence)?;
-                registry.stay_registered(shutdown).await;
-                registry.goodbye().await;
-            }
-            None => shutdown.drained().await,
+        if let Some(register) = &presence.register {
+            let registry = Registry::new(register, &presence)?;
+            registry.stay_registered(shutdown).await;
+            registry.goodbye().await;
         }
+        shutdown.drained().await;
         anyhow::Ok(())
     };
     tokio::pin!(present);
@@ -127,7 +125,7 @@ impl Registry {
                 }
             };
             tokio::select! {
-                () = shutdown.drained() => return,
+                () = shutdown.left() => return,
                 () = tokio::time::sleep(pause) => {}
             }
         }

@@ -66,7 +66,7 @@ pub(super) fn router(state: Arc<Server>) -> Router {
 }
 
 async fn readyz(State(state): Shared) -> (StatusCode, Json<Readiness>) {
-    let ready = !state.shutdown.is_draining();
+    let ready = !state.shutdown.is_leaving();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let slots = state.workers.slots() as u32;
     (status, Json(Readiness { ready, model: state.model.name().to_owned(), slots }))

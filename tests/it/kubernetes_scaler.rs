@@ -4,20 +4,24 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use elastic::autoscale::kubernetes::{DeploymentScaler, ScaleError};
+use elastic::autoscale::kubernetes::DeploymentScaler;
 use elastic::logic::policy::ReplicaCounts;
 use elastic::net::client::install_tls;
+use elastic::net::kubernetes::{Cluster, ClusterError};
 use elastic::net::serve::{Limits, bind, local_url, serve};
 use elastic::net::shutdown::Shutdown;
 use futures_util::StreamExt as _;
 use http::{Method, StatusCode, header};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 const SCALE: &str = "/apis/apps/v1/namespaces/elastic/deployments/model/scale";
+const PODS: &str = "/api/v1/namespaces/elastic/pods";
+const TIMEOUT: Duration = Duration::from_secs(5);
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/elastic/deployments/model";
 
 /// How the double answers one kind of call.
@@ -76,7 +80,8 @@ fn scaler(url: &str) -> DeploymentScaler {
     let mut config = kube::Config::new(url.parse().unwrap());
     config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
-    DeploymentScaler::with_client(client, "elastic".into(), "model".into(), Duration::from_secs(5))
+    let cluster = Cluster::with_client(client, "elastic".into(), TIMEOUT);
+    DeploymentScaler::new(Arc::new(cluster), "model".into(), "test".into())
 }
 
 async fn answer(State(script): State<Arc<Script>>, request: http::Request<Body>) -> Response {
@@ -95,6 +100,7 @@ async fn answer(State(script): State<Arc<Script>>, request: http::Request<Body>)
         (&Method::GET, SCALE) => script.get_scale.clone(),
         (&Method::GET, DEPLOYMENT) => script.get_deployment.clone(),
         (&Method::PATCH, SCALE) => script.patch_scale.clone(),
+        (&Method::GET, PODS) => Answer::Json(StatusCode::OK, json!({"metadata": {}, "items": []})),
         _ => Answer::Text(StatusCode::IM_A_TEAPOT, "the scaler must not call this"),
     };
     script.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
@@ -147,13 +153,23 @@ fn forbidden() -> Answer {
     failure(403, "Forbidden", "deployments.apps \"model\" is forbidden")
 }
 
-async fn observed(get_scale: Answer, get_deployment: Answer) -> Result<ReplicaCounts, ScaleError> {
-    Double::start(get_scale, get_deployment, Answer::Silence).await.scaler.observe().await
+async fn observed(get_scale: Answer, get_deployment: Answer) -> Result<ReplicaCounts, ClusterError> {
+    let seen = Double::start(get_scale, get_deployment, Answer::Silence).await.scaler.observe().await?;
+    Ok(seen.counts)
 }
 
-async fn patched(patch_scale: Answer) -> ScaleError {
-    let double = Double::start(Answer::Silence, Answer::Silence, patch_scale).await;
-    double.scaler.scale_to(3).await.unwrap_err()
+/// A Deployment with two ready pods, in which setting the number is answered so.
+async fn settled(patch_scale: Answer) -> Double {
+    Double::start(scale(2, 2), deployment(&json!({"readyReplicas": 2})), patch_scale).await
+}
+
+async fn scaled(double: &Double, replicas: u32) -> Result<(), ClusterError> {
+    let seen = double.scaler.observe().await?;
+    double.scaler.scale_to(&seen, replicas, TIMEOUT, &HashMap::new()).await
+}
+
+async fn patched(patch_scale: Answer) -> ClusterError {
+    scaled(&settled(patch_scale).await, 3).await.unwrap_err()
 }
 
 #[tokio::test]
@@ -191,24 +207,25 @@ async fn observing_only_reads() {
 
 #[tokio::test]
 async fn scaling_sends_one_merge_patch_with_the_number_wanted() {
-    let double = Double::start(Answer::Silence, Answer::Silence, scale(3, 2)).await;
-    double.scaler.scale_to(3).await.unwrap();
+    let double = settled(scale(3, 2)).await;
+    scaled(&double, 3).await.unwrap();
     let expected = Call {
         method: Method::PATCH,
         path: SCALE.into(),
         query: Some("fieldManager=elastic".into()),
         content_type: Some("application/merge-patch+json".into()),
-        body: json!({"spec": {"replicas": 3}}),
+        body: json!({"spec": {"replicas": 3}, "metadata": {"resourceVersion": "352"}}),
     };
-    assert_eq!(double.calls(), [expected]);
+    assert_eq!(double.calls()[2..], [expected]);
 }
 
 #[tokio::test]
 async fn a_number_that_no_deployment_can_have_is_refused_without_a_call() {
-    let double = Double::start(Answer::Silence, Answer::Silence, Answer::Silence).await;
-    let error = double.scaler.scale_to(u32::MAX).await.unwrap_err();
-    assert_eq!(error.to_string(), "a deployment cannot have 4294967295 replicas; the most is 2147483647");
-    assert!(double.calls().is_empty());
+    let double = settled(Answer::Silence).await;
+    let error = scaled(&double, u32::MAX).await.unwrap_err();
+    let says = "a deployment cannot have 4294967295 replicas; the most is 2147483647";
+    assert!(error.to_string().contains(says), "{error}");
+    assert_eq!(double.calls().len(), 2, "the two looks");
 }
 
 #[tokio::test]
@@ -221,7 +238,7 @@ async fn a_deployment_that_is_not_there_is_named_with_its_namespace() {
         observed(scale(1, 1), missing()).await.unwrap_err(),
         patched(missing()).await,
     ] {
-        assert!(matches!(error, ScaleError::NotFound { .. }), "{error:?}");
+        assert!(matches!(error, ClusterError::NotFound { .. }), "{error:?}");
         assert!(!error.is_transient());
         let text = error.to_string();
         assert!(text.starts_with("there is no deployment \"model\" in namespace \"elastic\""), "{text}");
@@ -241,14 +258,14 @@ async fn a_missing_right_is_answered_with_the_rule_that_gives_it() {
 #[tokio::test]
 async fn unknown_credentials_are_told_from_missing_rights() {
     let error = observed(failure(401, "Unauthorized", "Unauthorized"), Answer::Silence).await.unwrap_err();
-    assert!(matches!(error, ScaleError::Unauthorized(_)), "{error:?}");
+    assert!(matches!(error, ClusterError::Unauthorized(_)), "{error:?}");
     assert!(!error.is_transient());
 }
 
 #[tokio::test]
 async fn a_conflict_can_be_tried_again() {
     let error = patched(failure(409, "Conflict", "the object has been modified")).await;
-    assert!(matches!(&error, ScaleError::Conflict { deployment } if deployment == "model"), "{error:?}");
+    assert!(matches!(&error, ClusterError::Conflict { name, .. } if name == "model"), "{error:?}");
     assert!(error.is_transient());
 }
 
@@ -268,14 +285,14 @@ async fn a_server_in_trouble_can_be_tried_again_and_says_what_it_said() {
         assert!(error.to_string().contains(text), "{error}");
         assert!(error.is_transient());
         let error = observed(answer, Answer::Silence).await.unwrap_err();
-        assert!(matches!(error, ScaleError::Unavailable { .. }), "{error:?}");
+        assert!(matches!(error, ClusterError::Unavailable { .. }), "{error:?}");
     }
 }
 
 #[tokio::test]
 async fn a_refusal_for_good_is_not_tried_again() {
     let error = patched(failure(422, "Invalid", "must be greater than or equal to 0")).await;
-    assert!(matches!(error, ScaleError::Refused { status: 422, .. }), "{error:?}");
+    assert!(matches!(error, ClusterError::Refused { status: 422, .. }), "{error:?}");
     assert!(!error.is_transient());
 }
 
@@ -283,7 +300,7 @@ async fn a_refusal_for_good_is_not_tried_again() {
 async fn an_answer_that_is_no_scale_is_told_from_no_answer() {
     let error =
         observed(Answer::Text(StatusCode::OK, "<html>hello</html>"), Answer::Silence).await.unwrap_err();
-    assert!(matches!(error, ScaleError::BadAnswer(_)), "{error:?}");
+    assert!(matches!(error, ClusterError::BadAnswer(_)), "{error:?}");
 }
 
 #[tokio::test]
@@ -292,7 +309,7 @@ async fn a_server_that_is_not_there_is_unreachable() {
     let url = local_url(&listener).unwrap();
     drop(listener);
     let error = scaler(&url).observe().await.unwrap_err();
-    assert!(matches!(error, ScaleError::Unreachable(_)), "{error:?}");
+    assert!(matches!(error, ClusterError::Unreachable(_)), "{error:?}");
     assert!(error.is_transient());
 }
 
@@ -306,12 +323,15 @@ async fn a_server_that_says_nothing_or_stops_halfway_runs_into_the_time_out() {
     ] {
         let double = Double::start(get_scale, get_deployment, Answer::Silence).await;
         let started = Instant::now();
-        let errors =
-            [double.scaler.observe().await.unwrap_err(), double.scaler.scale_to(3).await.unwrap_err()];
-        assert_eq!(started.elapsed().as_secs(), 10);
-        for error in errors {
-            assert!(matches!(error, ScaleError::TimedOut { after } if after.as_secs() == 5), "{error:?}");
-            assert!(error.is_transient());
-        }
+        let error = double.scaler.observe().await.unwrap_err();
+        assert_eq!(started.elapsed(), TIMEOUT);
+        assert!(matches!(error, ClusterError::TimedOut { after } if after == TIMEOUT), "{error:?}");
+        assert!(error.is_transient());
+    }
+    for answer in [Answer::Silence, Answer::HalfABody] {
+        let started = Instant::now();
+        let error = patched(answer).await;
+        assert_eq!(started.elapsed(), TIMEOUT);
+        assert!(matches!(error, ClusterError::TimedOut { .. }), "{error:?}");
     }
 }

@@ -6,6 +6,7 @@ mod browser;
 mod cli;
 mod dialects;
 mod dispatch;
+mod drain;
 mod failures;
 mod floors;
 mod kubernetes_scaler;

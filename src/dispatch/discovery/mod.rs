@@ -7,6 +7,7 @@ pub(super) mod registration;
 pub(super) mod slices;
 
 use super::pool::{Pool, Source};
+use super::probe::Looks;
 use super::wire::ReplicaState;
 use crate::net::shutdown::Shutdown;
 use std::collections::BTreeSet;
@@ -32,11 +33,17 @@ pub(super) trait Discovery: Send {
 pub(super) struct Fleet {
     pool: Arc<Pool>,
     source: Source,
+    looks: Arc<Looks>,
 }
 
 impl Fleet {
-    pub(super) fn new(pool: Arc<Pool>, source: Source) -> Self {
-        Self { pool, source }
+    pub(super) fn new(pool: Arc<Pool>, source: Source, looks: Arc<Looks>) -> Self {
+        Self { pool, source, looks }
+    }
+
+    /// One is said to be ready: it is looked at now rather than at the next turn.
+    pub(super) fn look(&self, url: &str) {
+        self.looks.ask_for(url);
     }
 
     /// These are all: new ones are looked at, missing ones get nothing new and are forgotten once idle.

@@ -12,7 +12,7 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 /// Health in TorchServe's words.
 pub(in crate::serve_model) async fn ping(State(state): Shared) -> (StatusCode, Json<serde_json::Value>) {
-    let (status, word) = if state.shutdown.is_draining() {
+    let (status, word) = if state.shutdown.is_leaving() {
         (StatusCode::SERVICE_UNAVAILABLE, "Unhealthy")
     } else {
         (StatusCode::OK, "Healthy")

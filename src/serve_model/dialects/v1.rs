@@ -53,7 +53,7 @@ pub(in crate::serve_model) async fn model(
         return Ok(not_allowed(method, uri, "POST").await);
     }
     named::check(&state, &name)?;
-    let ready = !state.shutdown.is_draining();
+    let ready = !state.shutdown.is_leaving();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((status, Json(Status { name: state.model.name(), ready })).into_response())
 }

@@ -117,7 +117,7 @@ pub(in crate::serve_model) async fn model_ready(State(state): Shared, _: Named) 
 }
 
 fn readiness(state: &Server, name: Option<&'static str>) -> Response {
-    let ready = !state.shutdown.is_draining();
+    let ready = !state.shutdown.is_leaving();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Ready { name, ready })).into_response()
 }
