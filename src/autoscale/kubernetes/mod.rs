@@ -25,6 +25,8 @@ use std::time::Duration;
 
 /// The name under which the API server notes who set the number of replicas.
 const FIELD_MANAGER: &str = "elastic";
+/// Time-outs of one call that setting a number may take as a whole.
+const CALLS_MAX: u32 = 3;
 /// Tries to set a number that nobody else has changed while the Deployment's status moves on.
 const TRIES_MAX: u32 = 4;
 
@@ -92,7 +94,7 @@ impl DeploymentScaler {
         within: Duration,
         in_flight: &HashMap<String, u32>,
     ) -> Result<(), ClusterError> {
-        let until = tokio::time::Instant::now() + within;
+        let until = tokio::time::Instant::now() + within.min(self.cluster.timeout() * CALLS_MAX);
         let left = || until.saturating_duration_since(tokio::time::Instant::now());
         let wanted = i32::try_from(replicas).map_err(|_| ClusterError::Refused {
             status: 422,
