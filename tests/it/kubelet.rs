@@ -9,7 +9,7 @@
 mod controllers;
 mod pod;
 
-pub(crate) use controllers::has_condition;
+pub(crate) use controllers::{first_to_go, has_condition};
 
 use crate::api_server::{ApiServer, random_suffix};
 use std::collections::HashMap;

@@ -53,7 +53,7 @@ pub(super) fn scale(node: &Node, hash: &str) {
 
 /// The order in which a ReplicaSet gives pods up: those that do not run, those that are not ready, those whose deletion
 /// costs least, those that were restarted most, the youngest.
-fn first_to_go(pod: &Value) -> impl Ord + use<> {
+pub(crate) fn first_to_go(pod: &Value) -> impl Ord + use<> {
     let cost = pod["metadata"]["annotations"][DELETION_COST].as_str();
     let cost: i32 = cost.and_then(|cost| cost.parse().ok()).unwrap_or(0);
     let restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0);
