@@ -69,7 +69,7 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// A new token of a ServiceAccount; earlier ones stay good.
+    /// A new token of a `ServiceAccount`; earlier ones stay good.
     pub(super) fn issue(&mut self, namespace: &str, name: &str) -> String {
         self.issued += 1;
         let token = format!("{namespace}.{name}.{}", self.issued);

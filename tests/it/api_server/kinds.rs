@@ -7,7 +7,7 @@ pub(crate) struct Kind {
     pub(super) group: &'static str,
     pub(super) version: &'static str,
     pub(super) plural: &'static str,
-    pub(super) kind: &'static str,
+    pub(super) singular: &'static str,
     /// Two versions of a kind show the same objects, which are stored as one of them.
     pub(super) stored_as: &'static str,
     pub(super) namespaced: bool,
@@ -28,13 +28,13 @@ impl Kind {
         group: &'static str,
         version: &'static str,
         plural: &'static str,
-        kind: &'static str,
+        singular: &'static str,
     ) -> Self {
         Self {
             group,
             version,
             plural,
-            kind,
+            singular,
             stored_as: plural,
             namespaced: true,
             creates_on_put: false,
@@ -77,13 +77,13 @@ pub(super) fn served(group: &str, version: &str, plural: &str) -> Option<&'stati
 
 /// Whether the double knows what kind of object this is.
 pub(super) fn is_known(object: &Value) -> bool {
-    KINDS.iter().any(|kind| object["apiVersion"] == kind.api_version() && object["kind"] == kind.kind)
+    KINDS.iter().any(|kind| object["apiVersion"] == kind.api_version() && object["kind"] == kind.singular)
 }
 
 /// The kind that an object says it is of.
 pub(super) fn of(object: &Value) -> &'static Kind {
     let (version, kind) = (&object["apiVersion"], &object["kind"]);
-    let found = KINDS.iter().find(|known| *version == known.api_version() && *kind == known.kind);
+    let found = KINDS.iter().find(|known| *version == known.api_version() && *kind == known.singular);
     found.unwrap_or_else(|| panic!("the double knows no kind {kind} of {version}"))
 }
 
@@ -166,7 +166,7 @@ fn core_event(event: &Value) -> Value {
     shown
 }
 
-/// A HorizontalPodAutoscaler as autoscaling/v1, without what that version has no fields for.
+/// A `HorizontalPodAutoscaler` as autoscaling/v1, without what that version has no fields for.
 fn first_autoscaler(autoscaler: &Value) -> Value {
     let (mut shown, spec) = (autoscaler.clone(), &autoscaler["spec"]);
     shown["apiVersion"] = "autoscaling/v1".into();

@@ -132,7 +132,7 @@ impl ApiServer {
         format!("http://{}", self.connections.address)
     }
 
-    /// A new token of a ServiceAccount of our namespace; its Roles say what it may do.
+    /// A new token of a `ServiceAccount` of our namespace; its Roles say what it may do.
     pub(crate) fn token(&self, account: &str) -> String {
         self.shared.change(|state| state.tokens.issue(NAMESPACE, account))
     }
@@ -163,7 +163,7 @@ impl ApiServer {
     pub(crate) fn client(&self, token: &str) -> kube::Client {
         elastic::net::client::install_tls();
         let mut config = kube::Config::new(self.url().parse().unwrap());
-        config.default_namespace = NAMESPACE.to_owned();
+        NAMESPACE.clone_into(&mut config.default_namespace);
         config.auth_info.token = Some(token.to_owned().into());
         config.default_retry = false;
         kube::Client::try_from(config).unwrap()
@@ -176,17 +176,16 @@ impl ApiServer {
             if kind.namespaced { object["metadata"]["namespace"].as_str().unwrap_or(NAMESPACE) } else { "" };
         let (namespace, name) =
             (namespace.to_owned(), object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
-        self.shared.change(|state| match state.store.get(kind.stored_as, &namespace, &name) {
-            Some(existing) => {
+        self.shared.change(|state| {
+            let mut object = object;
+            if let Some(existing) = state.store.get(kind.stored_as, &namespace, &name) {
                 let mut merged = existing.clone();
                 patch::merge(&mut merged, &object);
-                state.store.put(kind, merged)
-            }
-            None => {
-                let mut object = object;
+                object = merged;
+            } else {
                 store::Store::complete(kind, &mut object, &namespace);
-                state.store.put(kind, object)
             }
+            state.store.put(kind, object)
         })
     }
 
@@ -314,10 +313,8 @@ impl ApiServer {
                 ticks.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(PATIENCE, found).await {
-            Ok(found) => found,
-            Err(_) => panic!("waited in vain until {what}; {}", self.shared.look(State::summary)),
-        }
+        let found = tokio::time::timeout(PATIENCE, found).await;
+        found.unwrap_or_else(|_| panic!("waited in vain until {what}; {}", self.shared.look(State::summary)))
     }
 
     /// The `resourceVersion` of the newest change.

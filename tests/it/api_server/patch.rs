@@ -70,7 +70,7 @@ pub(super) fn check_read(kind: &Kind, object: &Value) -> Result<(), Refusal> {
     };
     for time in times.iter().filter_map(|path| object.pointer(path)).filter_map(Value::as_str) {
         if let Some(rest) = not_microseconds(time) {
-            let (name, version) = (kind.kind, kind.version);
+            let (name, version) = (kind.singular, kind.version);
             return Err(Refusal::bad_request(format!(
                 "{name} in version {version:?} cannot be handled as a {name}: parsing time {time:?} as \
                  \"2006-01-02T15:04:05.000000Z07:00\": cannot parse {rest:?} as \".000000\""
@@ -98,7 +98,7 @@ pub(super) fn check(kind: &Kind, object: &Value) -> Result<(), Refusal> {
         "deployments" => (deployment_causes(object), kind.group),
         _ => return Ok(()),
     };
-    if causes.is_empty() { Ok(()) } else { Err(Refusal::invalid(kind.kind, group, name, &causes)) }
+    if causes.is_empty() { Ok(()) } else { Err(Refusal::invalid(kind.singular, group, name, &causes)) }
 }
 
 fn lease_causes(lease: &Value) -> Vec<Cause> {
@@ -175,7 +175,7 @@ pub(super) fn version_required(kind: &Kind, name: &str) -> Refusal {
 /// A patch that would rename its object.
 pub(super) fn renamed(kind: &Kind, name: &str, wanted: &str) -> Refusal {
     let cause = invalid("metadata.name", format!("{wanted:?}: field is immutable"));
-    Refusal::invalid(kind.kind, kind.group, name, &[cause])
+    Refusal::invalid(kind.singular, kind.group, name, &[cause])
 }
 
 /// A streaming list that does not say how fresh it must be.

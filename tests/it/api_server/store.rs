@@ -61,7 +61,7 @@ impl Store {
     /// Fills in what the API server does of an object that is to be created.
     pub(super) fn complete(kind: &Kind, object: &mut Value, namespace: &str) {
         object["apiVersion"] = kind.api_version().into();
-        object["kind"] = kind.kind.into();
+        object["kind"] = kind.singular.into();
         if !object["metadata"].is_object() {
             object["metadata"] = json!({});
         }
@@ -225,5 +225,5 @@ pub(crate) fn now() -> String {
 /// The time in so many seconds.
 pub(super) fn in_seconds(later_s: u64) -> String {
     let unix_s = elastic::net::clock::unix_time().as_secs() + later_s;
-    k8s_openapi::jiff::Timestamp::from_second(unix_s as i64).unwrap().to_string()
+    k8s_openapi::jiff::Timestamp::from_second(unix_s.cast_signed()).unwrap().to_string()
 }

@@ -153,7 +153,8 @@ async fn faults_meet_the_calls_they_match_as_often_as_they_say() {
     let deployments = Api::<Deployment>::default_namespaced(server.client(ADMIN));
     server.fault(Fault::answer(503).verb("get").resource("deployments/scale").times(2));
     server.fault(Fault::answer(409).verb("patch"));
-    let two = Patch::Merge(json!({"spec": {"replicas": 2}}));
+    let two_replicas = json!({"spec": {"replicas": 2}});
+    let two = Patch::Merge(two_replicas.clone());
     let parameters = PatchParams::default();
     let patch = || deployments.patch_scale("model", &parameters, &two);
     for expected in [503, 503] {
@@ -163,6 +164,8 @@ async fn faults_meet_the_calls_they_match_as_often_as_they_say() {
     assert_eq!(code(&patch().await.unwrap_err()), 409);
     server.clear_faults();
     assert_eq!(patch().await.unwrap().spec.unwrap().replicas, Some(2));
+    let last = server.calls().pop().unwrap();
+    assert_eq!((last.body, last.content_type.as_str()), (two_replicas, "application/merge-patch+json"));
     server.fault(Fault::answer(429));
     let answer = crate::support::client().get(format!("{}/version", server.url())).send().await.unwrap();
     assert_eq!(
@@ -174,9 +177,8 @@ async fn faults_meet_the_calls_they_match_as_often_as_they_say() {
     assert_eq!(code(&patch().await.unwrap_err()), 502);
     server.clear_faults();
     server.fault(Fault::slow(Duration::from_millis(30)).times(1));
-    let begin = Instant::now();
     patch().await.unwrap();
-    assert!(begin.elapsed() >= Duration::from_millis(30));
+    assert!(server.calls().pop().unwrap().at.elapsed() >= Duration::from_millis(30));
     server.fault(Fault::silence().verb("get"));
     let silent = tokio::time::timeout(Duration::from_millis(50), deployments.get_scale("model"));
     assert!(silent.await.is_err());
@@ -269,6 +271,8 @@ async fn open_watches_are_cut_ended_expired_or_silent() {
     assert_eq!(expired.next().await.unwrap().unwrap()["object"]["code"], 410);
     assert!(expired.next().await.unwrap().is_none());
 
+    assert_eq!(server.shared.look(|state| state.count("watch", "deployments")), 3);
+    assert_eq!(server.calls()[0].query["timeoutSeconds"], "60");
     server.fault(Fault::answer(410).verb("watch").times(1));
     let mut refused = watch(&server, "&resourceVersion=0").await;
     assert_eq!(refused.next().await.unwrap().unwrap()["type"], "ERROR");

@@ -50,7 +50,7 @@ impl Request<'_> {
             return Err(Refusal::bad_request("the body is no JSON object"));
         }
         let (kind, version) = (&body["kind"], &body["apiVersion"]);
-        if (!kind.is_null() && *kind != self.kind.kind)
+        if (!kind.is_null() && *kind != self.kind.singular)
             || (!version.is_null() && *version != self.kind.api_version())
         {
             return Err(Refusal::bad_request(format!("{kind} of {version} does not belong under this path")));
@@ -242,7 +242,7 @@ impl Request<'_> {
         }
         let items: Vec<Value> = left.into_iter().map(|(_, item)| item).collect();
         let list = json!({
-            "kind": format!("{}List", self.kind.kind), "apiVersion": self.kind.api_version(),
+            "kind": format!("{}List", self.kind.singular), "apiVersion": self.kind.api_version(),
             "metadata": metadata, "items": items,
         });
         Ok(Reply::Json(200, list))

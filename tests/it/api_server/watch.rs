@@ -77,7 +77,7 @@ impl Wanted {
 
     fn bookmark(&self, version: u64, ends_a_list: bool) -> Value {
         let mut object = (self.kind.empty)();
-        object["kind"] = self.kind.kind.into();
+        object["kind"] = self.kind.singular.into();
         object["apiVersion"] = self.kind.api_version().into();
         object["metadata"]["resourceVersion"] = version.to_string().into();
         if ends_a_list {
@@ -163,10 +163,10 @@ impl Watching {
             if !goes_on {
                 return Some(Err(std::io::Error::other("cut")));
             }
-            if !self.seen.silent {
-                if let Some(line) = self.lines.pop_front() {
-                    return Some(Ok(format!("{line}\n")));
-                }
+            if !self.seen.silent
+                && let Some(line) = self.lines.pop_front()
+            {
+                return Some(Ok(format!("{line}\n")));
             }
             if self.has_ended {
                 return None;

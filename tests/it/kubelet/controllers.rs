@@ -1,4 +1,4 @@
-//! What the controllers of Deployments, ReplicaSets and EndpointSlices do.
+//! What the controllers of Deployments, their pods and their slices do.
 use super::Node;
 use crate::api_server::{DELETION_COST, now, random_suffix};
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ pub(super) fn scale(node: &Node, hash: &str) {
     }
 }
 
-/// The order in which a ReplicaSet gives pods up: those that do not run, those that are not ready, those whose deletion
+/// The order in which a `ReplicaSet` gives pods up: those that do not run, those that are not ready, those whose deletion
 /// costs least, those that were restarted most, the youngest.
 pub(crate) fn first_to_go(pod: &Value) -> impl Ord + use<> {
     let cost = pod["metadata"]["annotations"][DELETION_COST].as_str();
