@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one module a subject.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
+mod api_server;
 mod autoscale;
 mod browser;
 mod cli;
@@ -9,6 +10,7 @@ mod dispatch;
 mod drain;
 mod failures;
 mod floors;
+mod kubelet;
 mod kubernetes_scaler;
 mod load;
 mod manifests;

@@ -61,6 +61,12 @@ pub(crate) fn flags<A: clap::Args>(flags: &[&str]) -> A {
     Wrapped::<A>::parse_from(std::iter::once(&"test").chain(flags)).args
 }
 
+/// Sends a process a signal, such as `-TERM`.
+pub(crate) fn signal(name: &str, pid: u32) {
+    let status = std::process::Command::new("kill").args([name, &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
 /// A client as tests use it.
 pub(crate) fn client() -> reqwest::Client {
     elastic::net::client::client(std::time::Duration::from_secs(20)).unwrap()

@@ -1,5 +1,5 @@
 //! Everything on this machine, from the executable itself: traffic, scaling, killing, and leaving nothing.
-use crate::support::client;
+use crate::support::{client, signal};
 use elastic::net::wire::{ClassifyAnswer, Stats};
 use serde::Deserialize;
 use std::process::Stdio;
@@ -71,11 +71,6 @@ async fn classify(dispatch: &str) -> ClassifyAnswer {
     let (status, text) = (answer.status(), answer.text().await.unwrap());
     assert_eq!(status.as_u16(), 200, "{text}");
     serde_json::from_str(&text).unwrap()
-}
-
-fn signal(name: &str, pid: u32) {
-    let status = std::process::Command::new("kill").args([name, &pid.to_string()]).status().unwrap();
-    assert!(status.success());
 }
 
 /// Resolves when nothing serves `url` any more: the kernel closes its connections then. Should another process have got
