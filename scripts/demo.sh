@@ -39,7 +39,7 @@ alive() {
 
 # Sends SIGTERM and waits. `up` drains within its own time-outs; if it has not ended after 30 s it is killed,
 # and its replicas end with it.
-# shellcheck disable=SC2329 # cleanup calls it
+# shellcheck disable=SC2317,SC2329 # cleanup calls it
 stop_up() {
     [[ -n $up_pid ]] || return 0
     local tries
@@ -56,7 +56,7 @@ stop_up() {
     up_pid=
 }
 
-# shellcheck disable=SC2329 # the trap below calls it
+# shellcheck disable=SC2317,SC2329 # the trap below calls it
 cleanup() {
     local status=$?
     trap - EXIT INT TERM

@@ -96,7 +96,7 @@ pub fn raise_open_files_limit() {
     }
 }
 
-/// Binds `host:port`; port 0 takes a free one.
+/// Binds `host:port`; port 0 takes a free one. `::` takes IPv4 as well, and IPv4 alone where there is no IPv6.
 pub async fn bind(host: &str, port: u16) -> anyhow::Result<TcpListener> {
     let listener = async {
         let mut refused = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
@@ -105,6 +105,10 @@ pub async fn bind(host: &str, port: u16) -> anyhow::Result<TcpListener> {
                 Ok(listener) => return Ok(listener),
                 Err(error) => refused = error,
             }
+        }
+        // A kernel without IPv6 cannot even make the socket.
+        if host == "::" && refused.kind() != std::io::ErrorKind::AddrInUse {
+            return listen((std::net::Ipv4Addr::UNSPECIFIED, port).into());
         }
         Err(refused)
     };
