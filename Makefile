@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-page test-metrics test-zoo test-measure test-clients check bench bench-serve bench-kernels bench-proxy chaos evaluate simulator-check fmt demo weights image minikube-up minikube-down clean
+.PHONY: help build test test-page test-metrics test-zoo test-measure test-clients check bench bench-serve bench-kernels bench-proxy chaos evaluate simulator-check fmt demo weights image minikube-up minikube-load minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -99,11 +99,16 @@ image: ## Build the container image (IMAGE=elastic:dev)
 	DOCKER_BUILDKIT=1 $(DOCKER) build --tag $(IMAGE) \
 		--build-arg REVISION="$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" .
 
-minikube-up: ## Start minikube if need be, build the image in it, deploy and wait (CPUS=12 MEMORY=14g)
-	scripts/minikube.sh up
+# The settings (CLUSTER=kind, CLUSTER=current IMAGE=..., OVERLAY=production, CPUS, MEMORY and more) are at the top of
+# the script.
+minikube-up: ## Start minikube if need be, bring the image there, deploy and wait (CLUSTER=kind; CLUSTER=current IMAGE=...)
+	@scripts/cluster.sh up
+
+minikube-load: $(if $(ELASTIC),,build) ## Replay workload.txt against what minikube-up deployed, and judge the promise (SPEED=10)
+	@scripts/cluster.sh load
 
 minikube-down: ## Remove what minikube-up deployed; the cluster stays
-	scripts/minikube.sh down
+	@scripts/cluster.sh down
 
 clean: ## Remove what was built
 	$(CARGO) clean

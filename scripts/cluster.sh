@@ -156,12 +156,12 @@ start_minikube() {
         memory_here=$memory
     fi
     if ((cpus_here < cpus)); then
-        [[ -z ${CPUS:-} ]] || fail "CPUS=$cpus is more than the $cpus_here that this machine has; ask for fewer"
+        [[ -z ${CPUS:-} ]] || fail "CPUS=$cpus is more than the $cpus_here of this machine; ask for fewer"
         say "this machine has $cpus_here CPUs, fewer than the $cpus that all ten replicas can use; taking those"
         cpus=$cpus_here
     fi
     if ((memory_here < memory)); then
-        [[ -z ${MEMORY:-} ]] || fail "MEMORY=$MEMORY is more than the ${memory_here}m that this machine has; ask for less"
+        [[ -z ${MEMORY:-} ]] || fail "MEMORY=$MEMORY is more than the ${memory_here}m of this machine; ask for less"
         # Some is left to what else runs here.
         memory=$((memory_here * 8 / 10))
         say "this machine has ${memory_here}m of memory, less than 14g; taking ${memory}m"
@@ -331,7 +331,9 @@ END
 # Opens a port of a Service and sets `forwarded` to its URL here. kubectl chooses a free port and says which.
 forward() {
     local service=$1 port=$2 here=$3 log=$scratch/$1.log tries line pid
-    cluster --namespace elastic port-forward --address 127.0.0.1 "service/$service" "$here:$port" >"$log" 2>&1 &
+    # Not through `cluster`: the shell in between would be killed in kubectl's place.
+    kubectl --context "$context" --namespace elastic port-forward --address 127.0.0.1 "service/$service" \
+        "$here:$port" >"$log" 2>&1 &
     pid=$!
     children+=("$pid")
     for ((tries = 0; tries < 300; tries++)); do

@@ -1,4 +1,4 @@
-//! Services, NetworkPolicies, PodDisruptionBudgets and what Prometheus scrapes: they select the pods that are there.
+//! Services, network policies, disruption budgets and what Prometheus scrapes: they select the pods that are there.
 use super::objects::ServiceMonitor;
 use super::render::{FOLDER_MONITORED, Objects, PORTS, argument, arguments, container, name, read, rendered};
 use k8s_openapi::api::apps::v1::Deployment;

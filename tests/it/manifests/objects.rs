@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What Prometheus' operator calls a ServiceMonitor, as far as we use it.
+/// What Prometheus' operator calls a `ServiceMonitor`, as far as we use it.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct ServiceMonitor {

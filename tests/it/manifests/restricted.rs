@@ -4,7 +4,7 @@ use super::render::rendered;
 use serde_json::{Value, json};
 
 const ADDED_CAPABILITIES: [&str; 1] = ["NET_BIND_SERVICE"];
-/// Of seccomp and of AppArmor.
+/// Of seccomp and of `AppArmor`.
 const PROFILE_TYPES: [&str; 2] = ["RuntimeDefault", "Localhost"];
 const SELINUX_TYPES: [&str; 5] =
     ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];
