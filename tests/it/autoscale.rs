@@ -167,10 +167,10 @@ async fn an_executable_that_is_not_there_is_no_capacity() {
     supervised.join_all().await;
 }
 
-type Said = Arc<Mutex<(Stats, Option<String>)>>;
+pub(crate) type Said = Arc<Mutex<(Stats, Option<String>)>>;
 
 /// A monitor that says what the test wants and remembers what it was asked.
-async fn monitor(stats: Stats) -> (Running, Said) {
+pub(crate) async fn monitor(stats: Stats) -> (Running, Said) {
     let said: Said = Arc::new(Mutex::new((stats, None)));
     (Running::router(saying(Arc::clone(&said))).await, said)
 }
@@ -192,7 +192,7 @@ fn saying(said: Said) -> Router {
 }
 
 /// Forty requests a second, of 100 ms each, of which one slot can serve ten.
-fn slow() -> Stats {
+pub(crate) fn slow() -> Stats {
     Stats {
         samples: 500,
         age_s: Some(0.1),
@@ -210,7 +210,7 @@ fn slow() -> Stats {
 }
 
 /// Nobody comes; `ended` as it was.
-fn quiet() -> Stats {
+pub(crate) fn quiet() -> Stats {
     Stats { age_s: Some(0.1), arrivals_known_s: 60.0, ended: 500, missed: 100, ..Stats::default() }
 }
 
@@ -231,7 +231,7 @@ async fn autoscaler(monitor: &str, scaler: &Arc<ProcessScaler>, policy: &str, dr
 }
 
 /// The first decision in the journal that is as expected, or the test's time-out.
-async fn decided(url: &str, expected: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn decided(url: &str, expected: impl Fn(&Value) -> bool) -> Value {
     let found = async {
         loop {
             let journal = decisions(url).await;
@@ -244,7 +244,7 @@ async fn decided(url: &str, expected: impl Fn(&Value) -> bool) -> Value {
     tokio::time::timeout(Duration::from_secs(20), found).await.expect("it was never decided")
 }
 
-fn says(record: &Value, text: &str) -> bool {
+pub(crate) fn says(record: &Value, text: &str) -> bool {
     record["reason"].as_str().unwrap().contains(text)
 }
 

@@ -3,9 +3,10 @@ use crate::serve_model::photo;
 use crate::support::client;
 use http::StatusCode;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
+use tokio::time::Instant;
 
 const DELAY: Duration = Duration::from_secs(1);
 /// Longest time for one step, under whatever else runs.

@@ -5,6 +5,7 @@ mod api_server;
 mod autoscale;
 mod browser;
 mod cli;
+mod cluster_faults;
 mod cluster_script;
 mod dialects;
 mod dispatch;
