@@ -96,7 +96,8 @@ fn an_update_leaves_nobody_without_an_answer() {
 fn pods_have_the_time_to_drain_before_they_are_killed() {
     for objects in rendered() {
         for deployment in objects.all::<Deployment>() {
-            let delay = duration(&argument(&deployment, "--drain-delay").unwrap()).unwrap();
+            let delay = argument(&deployment, "--drain-delay");
+            let delay = delay.map_or(Duration::ZERO, |delay| duration(&delay).unwrap());
             let needed = delay + Limits::default().drain_timeout;
             let grace_s = pod(&deployment).termination_grace_period_seconds.unwrap();
             let grace = Duration::from_secs(u64::try_from(grace_s).unwrap());
@@ -105,7 +106,8 @@ fn pods_have_the_time_to_drain_before_they_are_killed() {
                 "{}: {grace:?} for {needed:?}",
                 name(&deployment)
             );
-            assert!(!delay.is_zero());
+            // Nobody else answers while the monitor is replaced: it had better be quick.
+            assert_eq!(delay.is_zero(), name(&deployment) == "monitor", "{}", name(&deployment));
             assert_eq!(container(&deployment).lifecycle, None, "--drain-delay does what a hook would");
         }
     }
