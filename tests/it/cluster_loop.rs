@@ -18,10 +18,15 @@ use tokio::time::Instant;
 const PACE: &str = "100ms";
 /// Requests a second that take three replicas, and some that one can do.
 const BUSY_RPS: f64 = 25.0;
-const QUIET_RPS: f64 = 4.0;
+const QUIET_RPS: f64 = 2.0;
+/// How many are to be answered before it grows quiet; more would be remembered for longer.
+const ANSWERED_MIN: u64 = 70;
 
 /// Whoever comes before the fleet has grown waits, and counts as served in time.
 const PROMISE: &str = "9s";
+/// Under which name the autoscaler holds the Lease.
+const IDENTITY: &str = "autoscale-1";
+
 /// The modes around the cluster, as its manifests have them, but quick to shrink.
 struct Modes {
     monitor: Process,
@@ -39,29 +44,12 @@ impl Modes {
         let monitor = Process::start(&["monitor", "--target-latency", PROMISE], &[]).await;
         let dispatch =
             ["dispatch", "--monitor", &monitor.url, "--replica-service", "model", "--deadline", PROMISE];
-        let autoscale = [
-            "autoscale",
-            "--monitor",
-            &monitor.url,
-            "--target",
-            "deployment/model",
-            "--lease",
-            "autoscale",
-            "--identity",
-            "autoscale-1",
-            "--lease-duration",
-            "3s",
-            "--p99-target",
-            PROMISE,
-            "--interval",
-            "500ms",
-            "--hold",
-            "2s",
-            "--replicas-min",
-            "1",
-            "--replicas-max",
-            "3",
-        ];
+        let autoscale = format!(
+            "autoscale --monitor {} --target deployment/model --lease autoscale --lease-duration 3s --identity {IDENTITY} \
+             --p99-target {PROMISE} --interval 500ms --hold 2s --replicas-min 1 --replicas-max 3",
+            monitor.url
+        );
+        let autoscale: Vec<&str> = autoscale.split_whitespace().collect();
         let dispatch = Process::start(&dispatch, &[("KUBECONFIG", &kubeconfig("dispatch"))]).await;
         let autoscale = Process::start(&autoscale, &[("KUBECONFIG", &kubeconfig("autoscale"))]).await;
         Self { monitor, dispatch, autoscale }
@@ -117,14 +105,15 @@ async fn load(dispatch: String, mut rate_rps: watch::Receiver<f64>) -> Vec<(u16,
 async fn replicas_come_with_the_load_and_go_with_it_and_no_request_fails() {
     let server = ApiServer::start();
     server.apply_manifests();
-    let kubelet =
-        Kubelet::start(&server, Options::default().with(&["--pace", PACE, "--drain-delay", "300ms"]));
+    // Every pod is in two slices, and counts once all the same.
+    let options = Options { dual_stack: true, ..Options::default() };
+    let kubelet = Kubelet::start(&server, options.with(&["--pace", PACE, "--drain-delay", "300ms"]));
     let folder = tempfile::tempdir().unwrap();
     let modes = Modes::start(&server, folder.path()).await;
     server
         .until("the autoscaler leads", |state| {
             let lease = state.store.get("leases", NAMESPACE, "autoscale")?;
-            (lease["spec"]["holderIdentity"] == "autoscale-1").then_some(())
+            (lease["spec"]["holderIdentity"] == IDENTITY).then_some(())
         })
         .await;
     modes.has_slots(1).await;
@@ -135,7 +124,7 @@ async fn replicas_come_with_the_load_and_go_with_it_and_no_request_fails() {
     let replicas = |state: &State| state.store.replicas(NAMESPACE, "model");
     server.until("three replicas are asked for", |state| (replicas(state)? == 3).then_some(())).await;
     modes.has_slots(3).await;
-    while modes.stats().await.ended < 100 {
+    while modes.stats().await.ended < ANSWERED_MIN {
         tokio::task::yield_now().await;
     }
 
@@ -148,7 +137,7 @@ async fn replicas_come_with_the_load_and_go_with_it_and_no_request_fails() {
     rate_rps.send_replace(0.0);
     let answers = loading.join_next().await.unwrap().unwrap();
 
-    assert!(answers.len() > 100, "{}", answers.len());
+    assert!(answers.len() as u64 > ANSWERED_MIN, "{}", answers.len());
     for (status, text) in &answers {
         assert_eq!(*status, 200, "{text}");
     }
