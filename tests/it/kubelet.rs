@@ -38,7 +38,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let flags = ["--model", "efficientnet_lite0", "--threads", "1", "--log", "warn"];
+        let flags = ["--model", "efficientnet_lite0", "--threads", "1", "--log", "error"];
         Self {
             deployment: "model",
             flags: flags.map(ToOwned::to_owned).to_vec(),

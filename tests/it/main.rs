@@ -6,6 +6,7 @@ mod autoscale;
 mod browser;
 mod cli;
 mod cluster_faults;
+mod cluster_loop;
 mod cluster_script;
 mod dialects;
 mod dispatch;

@@ -83,6 +83,8 @@ fn new_pod(deployment: &Value, hash: &str) -> Value {
         "controller": true, "blockOwnerDeletion": true,
     }]);
     pod["spec"]["nodeName"] = "node1".into();
+    // Its process takes a free one.
+    pod["spec"]["containers"][0].as_object_mut().unwrap().remove("ports");
     pod
 }
 
