@@ -120,7 +120,8 @@ field() {
 pods() {
     local template='{range .items[*]}{.metadata.name}{"\t"}{.metadata.deletionTimestamp}{"\n"}{end}'
     k get pods --selector "app.kubernetes.io/name=$1,app.kubernetes.io/part-of=elastic" \
-        --sort-by .metadata.creationTimestamp --output "jsonpath=$template" | awk -F '\t' '$1 != "" && $2 == "" { print $1 }'
+        --sort-by .metadata.creationTimestamp --output "jsonpath=$template" |
+        awk -F '\t' '$1 != "" && $2 == "" { print $1 }'
 }
 
 wanted_replicas() {

@@ -11,6 +11,7 @@ mod dispatch;
 mod drain;
 mod failures;
 mod floors;
+mod judge;
 mod kubelet;
 mod kubernetes_scaler;
 mod load;
