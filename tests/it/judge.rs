@@ -83,14 +83,21 @@ async fn an_image_that_the_nodes_lack_is_told_and_everything_is_removed() {
     std::fs::write(&kubectl, KUBECTL).unwrap();
     std::fs::set_permissions(&kubectl, std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new("bash");
-    command.arg(SCRIPT).env("CALLS", &calls).env("ARTIFACTS", folder.path()).env("NAMESPACE", "elastic-test-x");
-    command.env("PATH", format!("{}:/usr/bin:/bin", folder.path().display())).env("IMAGE", "r.test/elastic:v1");
+    command
+        .arg(SCRIPT)
+        .env("CALLS", &calls)
+        .env("ARTIFACTS", folder.path())
+        .env("NAMESPACE", "elastic-test-x");
+    command
+        .env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()))
+        .env("IMAGE", "r.test/elastic:v1");
     let ran = ran(command).await;
     assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
     assert!(ran.out.contains("context test, server https://cluster.test:6443"), "{}", ran.out);
     // One node takes nothing, the others have 3.5 CPUs together.
     assert!(ran.out.contains("3500m CPU to give"), "{}", ran.out);
-    let said = "the nodes cannot get the image 'r.test/elastic:v1' (ErrImageNeverPull): load it into the cluster";
+    let said =
+        "the nodes cannot get the image 'r.test/elastic:v1' (ErrImageNeverPull): load it into the cluster";
     assert!(ran.err.contains(said), "{}", ran.err);
     let calls = std::fs::read_to_string(&calls).unwrap();
     assert!(calls.lines().last().unwrap().starts_with("delete namespace elastic-test-x"), "{calls}");
@@ -113,7 +120,17 @@ async fn reports_are_read_as_the_load_generator_writes_them() {
     let service = Running::router(router).await;
     let folder = tempfile::tempdir().unwrap();
     let mut load = Command::new(env!("CARGO_BIN_EXE_elastic"));
-    load.args(["load", "--target", &service.url, "--schedule", "constant:20", "--duration", "1s", "--json", "-"]);
+    load.args([
+        "load",
+        "--target",
+        &service.url,
+        "--schedule",
+        "constant:20",
+        "--duration",
+        "1s",
+        "--json",
+        "-",
+    ]);
     let output = load.env("ELASTIC_LOAD_PHOTOS", format!("{ROOT}/tests/photos")).output().await.unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     // Logs of a pod have both streams.
@@ -158,7 +175,11 @@ async fn two_holders_of_a_lease_are_noticed() {
     let good = "0|a|0\n2000|a|0\n4000||0\n4100|b|1\n16000|c|2\n";
     let passed = judged(good).await;
     assert_eq!(passed.code, 0, "{}", passed.out);
-    assert!(passed.out.contains("3 holders in a row, 1 of them after the Lease had run out"), "{}", passed.out);
+    assert!(
+        passed.out.contains("3 holders in a row, 1 of them after the Lease had run out"),
+        "{}",
+        passed.out
+    );
     let stolen = judged("0|a|0\n2000|a|0\n5000|b|1\n").await;
     assert_eq!(stolen.code, 1);
     assert!(stolen.out.contains("b took the Lease 3.0 s after a renewed it"), "{}", stolen.out);
