@@ -39,7 +39,7 @@ SCENARIOS=(rollout restricted classify rights scale found adopt kill rolling lea
 declare -A ABOUT=(
     [rollout]="every Deployment becomes available and no container starts twice"
     [restricted]="the namespace's pod security 'restricted' admits everything without a warning, and refuses a bad pod"
-    [classify]="a photo gets its label through the Service, bad input a 4xx, an error is ours"
+    [classify]="a photo gets its label through the Service, bad input a 4xx that says why"
     [rights]="the autoscaler's ServiceAccount may scale 'model' and nothing else"
     [scale]="up under load, down after it, and Events that say from, to and why"
     [found]="the dispatcher uses a new replica as soon as it is ready"
@@ -49,7 +49,7 @@ declare -A ABOUT=(
     [leader]="the autoscaler's leader goes or dies: another takes over, never two"
     [hpa]="an autoscaler refuses to start beside a HorizontalPodAutoscaler"
     [drain]="each mode's pod ends with exit code 0 within its grace period"
-    [after]="everything is available, nothing was started twice or killed"
+    [after]="everything is available again, and no container was started twice"
 )
 
 bad_usage() {

@@ -43,44 +43,47 @@ scenario_rolling() {
     must_have_answered_all "dispatch was updated"
 }
 
-# The last that is heard of a pod.
-ENDING='{.metadata.name}|{.status.containerStatuses[*].state.terminated.exitCode}|{.metadata.deletionTimestamp}|'
-ENDING+='{.status.containerStatuses[*].state.terminated.finishedAt}|{.metadata.deletionGracePeriodSeconds}{"\n"}'
-
+# A finalizer keeps the pods in the cluster's memory until it was read how they ended.
 scenario_drain() {
-    local file=$folder/endings mode pod name code deadline finished grace left took
-    declare -A gone=()
-    follow "$file" pods "$ENDING" --selector app.kubernetes.io/part-of=elastic
-    sleep 2
+    local mode pod code deadline finished grace left took
+    declare -A gone=() deadlines=() graces=()
     for mode in "${MODES[@]}"; do
         pod=$(pods "$mode" | head -n 1)
-        gone[$mode]=$pod
+        k patch pod "$pod" --patch '{"metadata":{"finalizers":["elastic.test/drain"]}}' >/dev/null
         k delete pod "$pod" --wait=false >/dev/null
-    done
-    for mode in "${MODES[@]}"; do
-        within "$STEP_TIMEOUT" is_gone "${gone[$mode]}" || fail "${gone[$mode]} is still there $STEP_TIMEOUT s later"
-    done
-    sleep 1
-    for mode in "${MODES[@]}"; do
-        # The watch's first column is its own clock.
-        IFS='|' read -r _ name code deadline finished grace < <(
-            awk -F '|' -v pod="${gone[$mode]}" '$2 == pod && $3 != "" { last = $0 } END { print last }' "$file"
+        gone[$mode]=$pod
+        # Now: the node changes both when it has ended the pod.
+        IFS='|' read -r deadline grace < <(
+            field "pod/$pod" '{.metadata.deletionTimestamp}|{.metadata.deletionGracePeriodSeconds}'
+            echo
         )
-        [[ -n ${name:-} && -n $finished ]] || {
-            figure "$mode: the cluster never told how its container ended"
-            continue
-        }
-        # The deletion's time is when the grace period is over.
-        left=$((($(unix_ms "$deadline") - $(unix_ms "$finished")) / 1000))
+        deadlines[$mode]=$deadline
+        graces[$mode]=$grace
+    done
+    for mode in "${MODES[@]}"; do
+        pod=${gone[$mode]}
+        within "$STEP_TIMEOUT" has_exit_code "$pod" || fail "$pod has not ended $STEP_TIMEOUT s after its deletion"
+        code=$(exit_code "$pod")
+        finished=$(field "pod/$pod" '{.status.containerStatuses[*].state.terminated.finishedAt}')
+        grace=${graces[$mode]}
+        left=$((($(unix_ms "${deadlines[$mode]}") - $(unix_ms "$finished")) / 1000))
         took=$((grace - left))
         [[ $code == 0 ]] || fail "$mode ended with exit code $code after $took s (137 is SIGKILL)"
         ((left >= 0)) || fail "$mode ended $((-left)) s after its grace period of $grace s"
         figure "$mode: exit code 0 after $took of $grace s"
     done
-    grep -q 'exit code 0' "$folder/notes.drain" 2>/dev/null || skip "no container's end was told"
+    let_go
     for mode in "${MODES[@]}"; do rolled_out "$mode"; done
 }
 
-is_gone() {
-    [[ -z $(k get pod "$1" --ignore-not-found --output name 2>/dev/null) ]]
+has_exit_code() {
+    [[ -n $(exit_code "$1") ]]
+}
+
+# Takes the finalizers off again; without that the namespace could not be removed.
+let_go() {
+    local pod
+    for pod in $(k get pods --output 'jsonpath={range .items[?(@.metadata.finalizers)]}{.metadata.name}{"\n"}{end}'); do
+        k patch pod "$pod" --patch '{"metadata":{"finalizers":null}}' >/dev/null || true
+    done
 }

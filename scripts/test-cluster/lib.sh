@@ -36,7 +36,7 @@ k() {
     kubectl ${CONTEXT:+--context "$CONTEXT"} --namespace "$NAMESPACE" --request-timeout 20s "$@"
 }
 
-# kubectl without a limit on the request, for what stays open by design.
+# kubectl without a limit on the request, for what waits by design.
 k_open() {
     kubectl ${CONTEXT:+--context "$CONTEXT"} --namespace "$NAMESPACE" "$@"
 }
@@ -75,13 +75,14 @@ within() {
     done
 }
 
-# Runs kubectl in the background until the scenario ends; the process id is in $started.
+# Runs kubectl in the background until the scenario ends: start_background FILE ARGUMENTS…. Kubectl itself, not a
+# function that calls it: what is ended must be the process that runs.
 start_background() {
     local out=$1
     shift
-    k_open "$@" >"$out" 2>>"$folder/background.log" </dev/null &
-    started=$!
-    background+=("$started")
+    kubectl ${CONTEXT:+--context "$CONTEXT"} --namespace "$NAMESPACE" "$@" \
+        >"$out" 2>>"$folder/background.log" </dev/null &
+    background+=("$!")
 }
 
 stop_background() {
@@ -97,8 +98,8 @@ stop_background() {
 follow() {
     local file=$1 resource=$2 template=$3
     shift 3
-    k_open get "$resource" --watch --output "jsonpath=$template" "$@" 2>>"$folder/background.log" </dev/null \
-        > >(stamp >"$file") &
+    kubectl ${CONTEXT:+--context "$CONTEXT"} --namespace "$NAMESPACE" get "$resource" --watch \
+        --output "jsonpath=$template" "$@" 2>>"$folder/background.log" </dev/null > >(stamp >"$file") &
     background+=("$!")
 }
 
