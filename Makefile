@@ -72,6 +72,10 @@ bench-kernels: ## Time every kernel alone and print its share of an inference an
 	fi; \
 	$$pin $(CARGO) bench --locked --features measure --bench kernels -- $(BENCH_ARGS)
 
+.PHONY: test-cluster
+test-cluster: ## Judge IMAGE on the cluster that kubectl points at (TEST_CLUSTER_ARGS="--only kill"; see scripts/test-cluster.sh --help)
+	@IMAGE="$(IMAGE)" scripts/test-cluster.sh $(TEST_CLUSTER_ARGS)
+
 fmt: ## Format the sources
 	$(CARGO) fmt
 

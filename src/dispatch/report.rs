@@ -1,7 +1,8 @@
 //! Tells the monitor how every request ended, in batches that serving never waits for.
 //!
 //! **Invariant**: at most `report_buffer_max` outcomes are held; what is dropped is counted as lost, and
-//! a report that was sent in vain is sent again with its number, so that it is counted once.
+//! a report that was sent in vain is sent again with its number, so that it is counted once. No report is larger than
+//! a monitor takes.
 use super::Config;
 use super::metrics::Metrics;
 use super::pool::Pool;
@@ -12,6 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most outcomes in one report, about 90 bytes each: a monitor refuses reports that are too large, and one that holds
+/// all that was kept during its absence would be refused for ever.
+const REPORT_ENDED_MAX: usize = 8192;
 
 #[derive(Debug, Default)]
 struct Buffer {
@@ -97,14 +101,17 @@ impl Reporter {
                     unsent = Some(report);
                 }
             }
-            if last {
+            if last && (!reachable || self.with_buffer(|buffer| buffer.ended.is_empty())) {
                 return;
             }
         }
     }
 
     fn report(&self, pool: &Pool, sequence: u64) -> Report {
-        let buffer = self.with_buffer(std::mem::take);
+        let buffer = self.with_buffer(|buffer| {
+            let later = buffer.ended.split_off(buffer.ended.len().min(REPORT_ENDED_MAX));
+            std::mem::replace(buffer, Buffer { ended: later, ..Buffer::default() })
+        });
         let snapshot = pool.snapshot();
         Report {
             source: self.source.clone(),
@@ -132,4 +139,37 @@ impl Reporter {
 fn rand_suffix() -> u32 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::collections::hash_map::RandomState::new().build_hasher().finish() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::tests::config;
+    use crate::dispatch::wire::Outcome;
+
+    #[test]
+    fn what_was_kept_for_a_monitor_that_was_away_goes_out_in_reports_that_it_takes() {
+        let (config, metrics) = (config(), Arc::new(Metrics::new()));
+        let pool = Pool::new(&config);
+        let mut reporter = Reporter::new(&config, metrics).unwrap();
+        let outcome = Ended {
+            outcome: Outcome::Timeout,
+            latency_ms: 12345.678_901,
+            waited_ms: Some(12345.678_901),
+            service_ms: Some(12345.678_901),
+        };
+        let all = REPORT_ENDED_MAX * 2 + 3;
+        let reporter_mut = Arc::get_mut(&mut reporter).unwrap();
+        reporter_mut.monitor = Some("http://monitor".to_owned());
+        (0..all).for_each(|_| {
+            reporter.arrived();
+            reporter.ended(outcome);
+        });
+        let reports: Vec<Report> = (1..=4).map(|sequence| reporter.report(&pool, sequence)).collect();
+        let ended: Vec<usize> = reports.iter().map(|report| report.ended.len()).collect();
+        assert_eq!(ended, [REPORT_ENDED_MAX, REPORT_ENDED_MAX, 3, 0]);
+        assert_eq!(reports.iter().map(|report| report.arrivals).sum::<u64>(), all as u64);
+        // The monitor's --report-bytes-max is four times as much.
+        assert!(serde_json::to_vec(&reports[0]).unwrap().len() < 1 << 20);
+    }
 }

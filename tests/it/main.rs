@@ -13,6 +13,7 @@ mod dispatch;
 mod drain;
 mod failures;
 mod floors;
+mod judge;
 mod kubelet;
 mod kubernetes_scaler;
 mod load;

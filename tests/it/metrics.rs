@@ -2,6 +2,7 @@
 use crate::support::{client, program};
 use crate::up::Up;
 use http::header;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt as _;
@@ -53,4 +54,29 @@ async fn every_mode_is_read_by_prometheus_without_complaint() {
     }
     // The check can fail.
     assert!(lint(&promtool, "elastic_requests 1\n").await.contains("no help text"));
+}
+
+const ALERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/alerts.yaml");
+
+#[tokio::test]
+async fn alerts_are_on_metrics_that_there_are() {
+    let alerts = std::fs::read_to_string(ALERTS).unwrap();
+    let words = alerts.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let asked: BTreeSet<&str> = words.filter(|word| word.starts_with("elastic_")).collect();
+    assert!(asked.len() > 5, "{asked:?}");
+    let up = Up::start(&["--replicas-min", "1", "--replicas-max", "1"]).await;
+    up.classify().await;
+    let told = [metrics(&up.at.monitor, "*/*").await.1, metrics(&up.at.autoscale, "*/*").await.1].concat();
+    let samples: BTreeSet<&str> = told.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
+    let unknown: Vec<_> = asked.difference(&samples).collect();
+    assert!(unknown.is_empty(), "{unknown:?} is not in\n{told}");
+}
+
+#[tokio::test]
+async fn alerts_come_when_they_should() {
+    let Some(promtool) = program("promtool") else { return };
+    let stories = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/alerts.yaml");
+    let output = Command::new(promtool).args(["test", "rules", stories]).output().await.unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{said}");
 }
