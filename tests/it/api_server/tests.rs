@@ -28,7 +28,9 @@ async fn pods_are_processes_that_come_ready_serve_and_drain() {
     let server = ApiServer::start();
     server.apply_manifests();
     server.edit("deployments", "model", |deployment| deployment["spec"]["replicas"] = 2.into());
-    let kubelet = Kubelet::start(&server, Options { dual_stack: true, ..Options::default() });
+    // Long enough on its way out to be seen there.
+    let options = Options { dual_stack: true, ..Options::default() }.with(&["--drain-delay", "1s"]);
+    let kubelet = Kubelet::start(&server, options);
     server.until("two pods are ready", |state| (ready(state) == 2).then_some(())).await;
     let urls = server
         .until("four slices say so", |state| {
