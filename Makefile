@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-page test-metrics test-zoo test-measure test-clients check bench bench-serve bench-kernels bench-proxy chaos evaluate simulator-check fmt demo weights image minikube-up minikube-load minikube-down clean
+.PHONY: help build test test-page test-metrics test-zoo test-measure test-clients check bench bench-serve bench-kernels bench-proxy chaos evaluate simulator-check fmt demo weights image test-image minikube-up minikube-load minikube-down clean
 
 CARGO ?= cargo
 DOCKER ?= docker
@@ -99,9 +99,14 @@ weights: build ## Put MobileNetV2's weights into weights/, from ELASTIC_WEIGHTS_
 		exit 1; \
 	}
 
-image: ## Build the container image (IMAGE=elastic:dev)
+image: ## Build the container image (IMAGE=elastic:dev; BUILDER_IMAGE, RUNTIME_IMAGE, IMAGE_ARGS: see docs/image.md)
 	DOCKER_BUILDKIT=1 $(DOCKER) build --tag $(IMAGE) \
-		--build-arg REVISION="$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" .
+		$(if $(BUILDER_IMAGE),--build-arg BUILDER_IMAGE=$(BUILDER_IMAGE)) \
+		$(if $(RUNTIME_IMAGE),--build-arg RUNTIME_IMAGE=$(RUNTIME_IMAGE)) \
+		--build-arg REVISION="$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" $(IMAGE_ARGS) .
+
+test-image: ## Run every mode from the image, read-only and without rights, and print size and start (IMAGE=elastic:dev)
+	IMAGE=$(IMAGE) DOCKER=$(DOCKER) scripts/test-image.sh
 
 # The settings (CLUSTER=kind, CLUSTER=current IMAGE=..., OVERLAY=production, CPUS, MEMORY and more) are at the top of
 # the script.

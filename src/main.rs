@@ -11,7 +11,13 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(async { cli.command.run(Shutdown::on_signals()?).await }));
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(async { cli.command.run(Shutdown::on_signals()?).await });
+            // All that matters has been waited for. What else holds a thread, as the C library does that kube's client
+            // asks for names, does not hold the end.
+            runtime.shutdown_background();
+            outcome
+        });
     outcome.unwrap_or_else(|error| {
         eprintln!("elastic: {error:#}");
         ExitCode::FAILURE

@@ -5,6 +5,7 @@
 //!
 //! **Invariant**: a connection carries one exchange at a time and is kept only after a whole answer; an answer is
 //! read whole before any of it is passed on, so that a replica that dies in the middle of it can be replaced.
+use crate::net::names;
 use crate::net::pieces::Pieces;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -145,7 +146,7 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<Connection, ExchangeError> {
-        let stream = tokio::time::timeout(self.connect_timeout, TcpStream::connect(&self.authority))
+        let stream = tokio::time::timeout(self.connect_timeout, names::connect(&self.authority))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         stream.set_nodelay(true)?;

@@ -9,8 +9,12 @@ use crate::model::{Classifier, Model, ModelArgs, ModelError, forward, labels, qu
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Folded weights of EfficientNet-Lite0, float16; `weights/README.md` tells how they were made.
+/// Folded weights of EfficientNet-Lite0, float16; `weights/README.md` tells how they were made. The container image
+/// does without them, since it has the default network's weights in a file.
+#[cfg(feature = "embed-float")]
 const EMBEDDED: &[u8] = include_bytes!("../../weights/efficientnet_lite0.safetensors");
+#[cfg(not(feature = "embed-float"))]
+const EMBEDDED: &[u8] = EMBEDDED_INT8;
 
 /// The same in 8-bit integers.
 const EMBEDDED_INT8: &[u8] = include_bytes!("../../weights/efficientnet_lite0.int8.safetensors");

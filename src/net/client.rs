@@ -1,4 +1,5 @@
 //! The HTTP client every mode uses to speak to another.
+use super::names::Names;
 use bytes::{Bytes, BytesMut};
 use std::net::IpAddr;
 use std::sync::Once;
@@ -39,7 +40,7 @@ pub fn of_the_web(url: &str, timeout: Duration) -> reqwest::Result<reqwest::Clie
 fn common() -> reqwest::ClientBuilder {
     install_tls();
     let name = concat!("elastic/", env!("CARGO_PKG_VERSION"));
-    reqwest::Client::builder().user_agent(name).tcp_nodelay(true)
+    reqwest::Client::builder().user_agent(name).tcp_nodelay(true).dns_resolver(Names)
 }
 
 /// Checks a base URL and cuts the slash at its end: `http://host:port`.

@@ -9,6 +9,7 @@ pub mod error;
 pub mod files;
 pub mod kubernetes;
 pub mod metrics;
+pub mod names;
 pub mod openapi;
 pub mod pieces;
 pub mod serve;

@@ -4,6 +4,7 @@
 //! **Invariant**: at most `connections_max` connections are open, and none may take longer than
 //! `header_timeout` to send a request's head. Bodies are the handlers' business ([`read_body`]).
 use crate::net::error::ApiError;
+use crate::net::names;
 use crate::net::pieces::Pieces;
 use crate::net::shutdown::Shutdown;
 use anyhow::Context as _;
@@ -100,7 +101,7 @@ pub fn raise_open_files_limit() {
 pub async fn bind(host: &str, port: u16) -> anyhow::Result<TcpListener> {
     let listener = async {
         let mut refused = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
-        for address in tokio::net::lookup_host((host, port)).await? {
+        for address in names::addresses(host, port).await? {
             match listen(address) {
                 Ok(listener) => return Ok(listener),
                 Err(error) => refused = error,

@@ -11,7 +11,7 @@ pub struct Args {
         global = true,
         help_heading = "Logging",
         env = "ELASTIC_LOG",
-        default_value = "info,kube_client=off",
+        default_value = "info,kube_client=off,hickory=off",
         value_name = "FILTER"
     )]
     pub log: String,

@@ -1,12 +1,12 @@
 //! Replicas that are the addresses of a DNS name, as a headless Kubernetes Service has them.
 use super::{Discovery, Fleet, Running};
 use crate::dispatch::pool::Source;
+use crate::net::names;
 use crate::net::shutdown::Shutdown;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior};
-
-/// Longest time to wait for an answer.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 /// A `NAME:PORT` that is asked for every `interval`.
 pub(in crate::dispatch) struct Dns {
@@ -27,28 +27,35 @@ impl Discovery for Dns {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut resolved_at = Instant::now();
             loop {
-                tokio::select! {
+                let found = tokio::select! {
                     () = shutdown.drained() => return,
-                    _ = ticks.tick() => {}
-                }
-                match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(&self.name)).await {
-                    Ok(Ok(addresses)) => {
+                    found = next(&mut ticks, &self.name) => found,
+                };
+                match found {
+                    Ok(addresses) => {
                         resolved_at = Instant::now();
-                        fleet.set(&addresses.map(|address| format!("http://{address}")).collect());
+                        fleet.set(&addresses.iter().map(|address| format!("http://{address}")).collect());
                     }
                     // A headless Service without ready pods has no addresses, which is an error too, as is a name
                     // server that is away: the replicas of before are looked at themselves meanwhile.
-                    Ok(Err(error)) => {
-                        tracing::debug!(name = self.name, %error, "the name of the replicas does not resolve");
+                    Err(error) => {
+                        if error.kind() == ErrorKind::NotFound {
+                            tracing::debug!(name = self.name, %error, "the name of the replicas does not resolve");
+                        } else {
+                            tracing::warn!(name = self.name, %error, "the name of the replicas cannot be asked for");
+                        }
                         if resolved_at.elapsed() > self.keep {
                             fleet.forget_away(self.keep);
                         }
-                    }
-                    Err(_) => {
-                        tracing::warn!(name = self.name, "resolving the name of the replicas timed out");
                     }
                 }
             }
         })
     }
+}
+
+/// The addresses at the next tick.
+async fn next(ticks: &mut Interval, name: &str) -> std::io::Result<Vec<SocketAddr>> {
+    ticks.tick().await;
+    names::resolve(name).await
 }
