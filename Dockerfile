@@ -19,21 +19,24 @@ ENV CARGO_INCREMENTAL=0 CARGO_NET_RETRY=5 RUSTFLAGS="-C target-feature=+crt-stat
 COPY Cargo.toml Cargo.lock ./
 RUN --mount=type=cache,id=elastic-registry,target=/usr/local/cargo/registry,sharing=locked \
     mkdir src && touch src/lib.rs src/main.rs && cargo fetch --locked
+COPY scripts/licences.sh ./scripts/licences.sh
 COPY src ./src
 COPY weights ./weights
 # The cache keeps what was compiled from one build of the image to the next. It is not part of the layer, so
 # the executable is copied out of it. A file newer than the cache is what makes cargo look again.
 # With the default network's weights in a file, the executable does without the float weights of the other network
-# (feature `embed-float`, 9 MB) and keeps its int8 ones.
+# (feature `embed-float`, 9 MB) and keeps its int8 ones. Packed relocations are 1 MB less of it.
 RUN --mount=type=cache,id=elastic-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=elastic-target,target=/src/target,sharing=locked \
     find src -type f -exec touch {} + \
     && host="$(rustc -vV | sed -n 's/^host: //p')" \
     && features="" \
     && if [ -f weights/mobilenet_v2.safetensors ]; then features=--no-default-features; fi \
-    && cargo build --release --locked --target "$host" $features --bin elastic \
+    && cargo rustc --release --locked --target "$host" $features --bin elastic -- \
+        -C link-arg=-Wl,-z,pack-relative-relocs \
     && install -D "target/$host/release/elastic" /out/elastic \
-    && /out/elastic --version
+    && /out/elastic --version \
+    && sh scripts/licences.sh --target "$host" $features >/out/crates.txt
 # The default network's weights where `make weights` has put them. The other network is inside the executable,
 # so an image without them works too. Certificates are for fetching weights; an API server's is mounted into the pod.
 RUN mkdir -p /out/weights /out/licenses /out/etc/ssl/certs \
@@ -42,6 +45,7 @@ RUN mkdir -p /out/weights /out/licenses /out/etc/ssl/certs \
     done \
     && cp weights/LICENSE-* /out/licenses/ \
     && cp weights/README.md /out/licenses/weights.md \
+    && mv /out/crates.txt /out/licenses/crates.txt \
     && cp /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/ \
     && chmod -R a+rX /out
 COPY LICENSE /out/licenses/LICENSE

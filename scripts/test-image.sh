@@ -144,7 +144,8 @@ size() {
 # --- modes that end by themselves ----------------------------------------------------------------------------------
 
 help_text() {
-    once -- --help | grep -q serve-model
+    # Not `| grep -q`, which leaves before the whole text is written.
+    [[ $(once -- --help) == *serve-model* ]]
     once -- --version
 }
 
@@ -363,7 +364,8 @@ names() {
         "$name_server" >"$scratch/resolv.conf"
     chmod 644 "$scratch/resolv.conf"
     : >"$scratch/asked.txt"
-    helper names "$name_server" >"$scratch/asked.txt" 2>"$scratch/names.err" &
+    # Not through `helper`: the process to end is the server itself, not a shell around it.
+    python3 scripts/image_helpers.py names "$name_server" >"$scratch/asked.txt" 2>"$scratch/names.err" &
     names_pid=$!
     for ((number = 0; number < 100; number++)); do
         if [[ -s $scratch/asked.txt ]] || ! kill -0 "$names_pid" 2>/dev/null; then break; fi
