@@ -258,7 +258,7 @@ fn announce(
 /// The executable's own float weights of a network, if it carries them.
 #[must_use]
 pub fn embedded(network: &Network) -> Option<&'static [u8]> {
-    (network.name == EFFICIENTNET_LITE0.name).then_some(EMBEDDED)
+    (cfg!(feature = "embed-float") && network.name == EFFICIENTNET_LITE0.name).then_some(EMBEDDED)
 }
 
 /// Loads the network of a weights file once, to see that it is whole.
