@@ -11,7 +11,7 @@ mod quantize;
 #[cfg(test)]
 mod sample;
 
-use crate::model::network::{NETWORKS, Network};
+use crate::model::network::{EFFICIENTNET_LITE0, NETWORKS, Network};
 use crate::model::{self, network_name, weights};
 use crate::net::files::write_atomically;
 use anyhow::Context as _;
@@ -110,7 +110,11 @@ fn list(args: &ListArgs) -> String {
             Err(_) if !file.exists() => format!("{} (not there)", file.display()),
             Err(error) => format!("{} ({error})", file.display()),
         };
-        let embedded = if model::embedded(network).is_some() { "yes" } else { "no" };
+        let embedded = match model::embedded(network) {
+            Some(_) => "yes",
+            None if network.name == EFFICIENTNET_LITE0.name => "int8",
+            None => "no",
+        };
         let size = network.input_size();
         let _ = writeln!(table, "{:<20}{size:>6}  {embedded:<9}{state}", network.name);
     }

@@ -248,9 +248,8 @@ async fn a_name_that_nobody_has_is_not_found() {
 #[tokio::test]
 async fn a_domain_whose_server_fails_does_not_hide_the_next() {
     let known = zone(&[("monitor.svc.cluster.local.", &["10.96.0.7"])]);
-    let server = Server::start(move |asked| match asked.contains(".elastic.") {
-        true => Reply::Code(ResponseCode::ServFail),
-        false => known(asked),
+    let server = Server::start(move |asked| {
+        if asked.contains(".elastic.") { Reply::Code(ResponseCode::ServFail) } else { known(asked) }
     })
     .await;
     assert_eq!(look_up(&server, "monitor").await.unwrap(), ["10.96.0.7"]);
@@ -262,11 +261,9 @@ async fn a_domain_whose_server_fails_does_not_hide_the_next() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_server_is_given_up_and_no_other_name_taken_instead() {
     let known = zone(&[("monitor.svc.cluster.local.", &["192.0.2.66"])]);
-    let server = Server::start(move |asked| match asked.contains(".elastic.") {
-        true => Reply::Silence,
-        false => known(asked),
-    })
-    .await;
+    let server =
+        Server::start(move |asked| if asked.contains(".elastic.") { Reply::Silence } else { known(asked) })
+            .await;
     let start = Instant::now();
     let error = look_up(&server, "monitor").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
