@@ -59,22 +59,22 @@ impl Modes {
         let answer = client().get(format!("{}/stats", self.monitor.url)).send().await.unwrap();
         answer.json().await.unwrap()
     }
+}
 
-    /// Resolves once the dispatcher has so many slots.
-    async fn has_slots(&self, slots: u32) {
-        let line = format!("elastic_dispatch_slots {slots}\n");
-        let has_them = async {
-            loop {
-                let metrics = client().get(format!("{}/metrics", self.dispatch.url)).send().await.unwrap();
-                if metrics.text().await.unwrap().contains(&line) {
-                    return;
-                }
-                tokio::task::yield_now().await;
+/// Resolves once a dispatcher has so many slots.
+pub(crate) async fn has_slots(dispatch: &str, slots: u32) {
+    let line = format!("elastic_dispatch_slots {slots}\n");
+    let has_them = async {
+        loop {
+            let metrics = client().get(format!("{dispatch}/metrics")).send().await.unwrap();
+            if metrics.text().await.unwrap().contains(&line) {
+                return;
             }
-        };
-        let in_time = tokio::time::timeout(Duration::from_secs(30), has_them).await;
-        assert!(in_time.is_ok(), "the dispatcher does not have {slots} slots");
-    }
+            tokio::task::yield_now().await;
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_secs(30), has_them).await;
+    assert!(in_time.is_ok(), "the dispatcher does not have {slots} slots");
 }
 
 /// Sends photos at the rate that is wanted at the time, until none is; returns what was answered.
@@ -116,14 +116,14 @@ async fn replicas_come_with_the_load_and_go_with_it_and_no_request_fails() {
             (lease["spec"]["holderIdentity"] == IDENTITY).then_some(())
         })
         .await;
-    modes.has_slots(1).await;
+    has_slots(&modes.dispatch.url, 1).await;
 
     let (rate_rps, wanted_rps) = watch::channel(BUSY_RPS);
     let mut loading = JoinSet::new();
     loading.spawn(load(modes.dispatch.url.clone(), wanted_rps));
     let replicas = |state: &State| state.store.replicas(NAMESPACE, "model");
     server.until("three replicas are asked for", |state| (replicas(state)? == 3).then_some(())).await;
-    modes.has_slots(3).await;
+    has_slots(&modes.dispatch.url, 3).await;
     while modes.stats().await.ended < ANSWERED_MIN {
         tokio::task::yield_now().await;
     }
@@ -133,7 +133,7 @@ async fn replicas_come_with_the_load_and_go_with_it_and_no_request_fails() {
     server
         .until("one is left", |state| (state.store.list("pods", Some(NAMESPACE)).len() == 1).then_some(()))
         .await;
-    modes.has_slots(1).await;
+    has_slots(&modes.dispatch.url, 1).await;
     rate_rps.send_replace(0.0);
     let answers = loading.join_next().await.unwrap().unwrap();
 

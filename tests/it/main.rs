@@ -5,6 +5,7 @@ mod api_server;
 mod autoscale;
 mod browser;
 mod cli;
+mod cluster_discovery;
 mod cluster_faults;
 mod cluster_loop;
 mod cluster_script;

@@ -77,6 +77,8 @@ pub(crate) struct State {
     pub(crate) calls: Vec<Call>,
     /// Watches that are open now.
     pub(crate) watches_open: usize,
+    /// Watches that were open and are no more.
+    pub(crate) watches_ended: usize,
     tokens: access::Tokens,
     faults: Vec<Fault>,
     orders: watch::Orders,

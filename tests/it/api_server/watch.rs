@@ -222,6 +222,9 @@ impl Watching {
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.shared.change(|state| state.watches_open -= 1);
+        self.shared.change(|state| {
+            state.watches_open -= 1;
+            state.watches_ended += 1;
+        });
     }
 }
