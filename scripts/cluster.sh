@@ -60,6 +60,11 @@ cluster() {
     kubectl --context "$context" "$@"
 }
 
+# Whether a text has this line. (A pipe to `grep -q` fails when grep is done before the other side is.)
+has_line() {
+    [[ $'\n'$2$'\n' == *$'\n'"$1"$'\n'* ]]
+}
+
 # --- What has to be installed -------------------------------------------------------------------------------------
 
 # Says all that is missing at once. Arguments: the tools that are needed.
@@ -106,7 +111,7 @@ tools() {
 running() {
     case $kind_of_cluster in
     minikube) [[ $(minikube --profile "$profile" status --format '{{.APIServer}}' 2>/dev/null || true) == Running ]] ;;
-    kind) kind get clusters 2>/dev/null | grep -qx "$kind_cluster" ;;
+    kind) has_line "$kind_cluster" "$(kind get clusters 2>/dev/null || true)" ;;
     current) return 0 ;;
     esac
 }
@@ -121,7 +126,7 @@ find_context() {
             fail "kubectl has no current context; set KUBECONFIG, or choose one with 'kubectl config use-context'"
         ;;
     esac
-    if ! kubectl config get-contexts --output name | grep -qx -- "$context"; then
+    if ! has_line "$context" "$(kubectl config get-contexts --output name)"; then
         case $kind_of_cluster in
         minikube) minikube --profile "$profile" update-context ;;
         kind) kind export kubeconfig --name "$kind_cluster" ;;
@@ -214,7 +219,10 @@ hash_of_sources() {
 
 # The tag says what is in the image: pods start anew when that changed, and only then.
 on_minikube() {
-    minikube --profile "$profile" image ls | grep -q "\(^\|/\)$1\$"
+    local images
+    # Without the registry that it would have been from: docker.io/library, or localhost.
+    images=$(minikube --profile "$profile" image ls | sed 's|.*/||')
+    has_line "$1" "$images"
 }
 
 build_image() {
@@ -331,6 +339,8 @@ END
 # Opens a port of a Service and sets `forwarded` to its URL here. kubectl chooses a free port and says which.
 forward() {
     local service=$1 port=$2 here=$3 log=$scratch/$1.log tries line pid
+    # Before kubectl writes to it, it is read already.
+    : >"$log"
     # Not through `cluster`: the shell in between would be killed in kubectl's place.
     kubectl --context "$context" --namespace elastic port-forward --address 127.0.0.1 "service/$service" \
         "$here:$port" >"$log" 2>&1 &
