@@ -11,7 +11,7 @@ prints a table and removes everything again.
 
     IMAGE=registry.example.com/elastic:v1 scripts/test-cluster.sh [--only a,b] [--list] [--help]
 
-  --only a,b   play these scenarios alone (the rollout always comes first)
+  --only a,b   play these scenarios alone, and the rollout
   --list       print the scenarios, one a line, and stop
   --help       print this and stop
 
@@ -35,7 +35,7 @@ END
 }
 
 # In the order in which they are played.
-SCENARIOS=(rollout restricted classify rights scale found adopt kill rolling leader hpa drain after)
+SCENARIOS=(restricted rollout classify rights scale found adopt kill rolling leader hpa drain after)
 declare -A ABOUT=(
     [rollout]="every Deployment becomes available and no container starts twice"
     [restricted]="the namespace's pod security 'restricted' admits everything without a warning, and refuses a bad pod"

@@ -139,8 +139,16 @@ ready_replicas() {
 
 # Waits until a Deployment is as it is asked to be.
 rolled_out() {
-    k_open rollout status "deployment/$1" --timeout "${STEP_TIMEOUT}s" >/dev/null ||
-        fail "$1 is not available within $STEP_TIMEOUT s"
+    k_open rollout status "deployment/$1" --timeout "${STEP_TIMEOUT}s" >/dev/null 2>>"$folder/background.log" ||
+        fail "$1 is not available within $STEP_TIMEOUT s; $(last_warning)"
+}
+
+# What the cluster complained about last.
+last_warning() {
+    local text
+    text=$(k get events --field-selector type=Warning --sort-by .lastTimestamp --output \
+        'jsonpath={range .items[*]}{.involvedObject.name}: {.message}{"\n"}{end}' 2>/dev/null | tail -n 1 || true)
+    echo "${text:-no warning among the Events}"
 }
 
 # Whether model is at its least and every pod beyond is gone.
