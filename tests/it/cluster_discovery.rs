@@ -15,6 +15,11 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// A dispatcher with more flags.
+    async fn with(flags: &[&str]) -> Self {
         let server = ApiServer::start();
         server.apply_manifests();
         let (first, second) = (replica("first", 1000).0, replica("second", 1000).0);
@@ -22,7 +27,8 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let kubeconfig = server.kubeconfig(folder.path(), &server.token("dispatch"));
         let environment = [("KUBECONFIG", kubeconfig.as_os_str())];
-        let dispatch = Process::start(&["dispatch", "--replica-service", "model"], &environment).await;
+        let args = [&["dispatch", "--replica-service", "model"], flags].concat();
+        let dispatch = Process::start(&args, &environment).await;
         let scene = Self { server, replicas, dispatch, folder };
         scene.publish(0, &json!({"ready": true}));
         has_slots(&scene.dispatch.url, 1).await;
@@ -134,5 +140,37 @@ async fn a_token_that_has_expired_is_read_again() {
         .await;
     scene.serves().await;
     std::fs::write(&file, server.token("dispatch")).unwrap();
+    scene.second(true).await;
+}
+
+/// By itself, this dispatcher would look at its replicas a minute later.
+#[tokio::test]
+async fn a_replica_is_looked_at_when_its_slice_turns_ready() {
+    let scene = Scene::with(&["--probe-interval", "60s"]).await;
+    scene.server.until("a watch is open", |state| (state.watches_open == 1).then_some(())).await;
+    scene.publish(1, &json!({"ready": false}));
+    scene.second(true).await;
+    scene.publish(1, &json!({"ready": false, "serving": true, "terminating": true}));
+    has_slots(&scene.dispatch.url, 1).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_is_in_two_slices_is_one_replica() {
+    let scene = Scene::start().await;
+    let mut twin = scene.server.get("endpointslices", "model-0").unwrap();
+    twin["metadata"] = json!({"name": "model-0-6", "labels": {"kubernetes.io/service-name": "model"}});
+    (twin["addressType"], twin["endpoints"][0]["addresses"]) = ("IPv6".into(), json!(["::ffff:127.0.0.1"]));
+    scene.server.apply(twin);
+    // What comes after it has been heard of, so has it.
+    scene.second(true).await;
+    scene.second(false).await;
+}
+
+/// As while the API server shuts down: the watch is open, and nothing comes.
+#[tokio::test]
+async fn a_watch_that_is_silent_is_not_believed_for_long() {
+    let scene = Scene::start().await;
+    scene.server.until("a watch is open", |state| (state.watches_open == 1).then_some(())).await;
+    scene.server.silence_watches(true);
     scene.second(true).await;
 }
