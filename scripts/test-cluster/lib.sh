@@ -137,10 +137,30 @@ ready_replicas() {
     echo "${replicas:-0}"
 }
 
-# Waits until a Deployment is as it is asked to be.
+# Waits until a Deployment is as it is asked to be, or one of its containers ends again and again.
 rolled_out() {
-    k_open rollout status "deployment/$1" --timeout "${STEP_TIMEOUT}s" >/dev/null 2>>"$folder/background.log" ||
-        fail "$1 is not available within $STEP_TIMEOUT s; $(last_warning)"
+    local deadline=$((SECONDS + STEP_TIMEOUT)) crashing
+    until k_open rollout status "deployment/$1" --timeout 5s >/dev/null 2>>"$folder/background.log"; do
+        crashing=$(crashing_pod)
+        [[ -z $crashing ]] || fail "$crashing ends again and again; it says: $(last_words "$crashing")"
+        ((SECONDS < deadline)) || fail "$1 is not available within $STEP_TIMEOUT s; $(last_warning)"
+        sleep 0.5
+    done
+}
+
+# A pod whose container was started three times or more and ended as often.
+crashing_pod() {
+    local template='{range .items[*]}{.metadata.name}|{.status.containerStatuses[*].restartCount}|'
+    template+='{.status.containerStatuses[*].state.waiting.reason}{"\n"}{end}'
+    k get pods --output "jsonpath=$template" 2>/dev/null |
+        awk -F '|' '$2 >= 2 && $3 == "CrashLoopBackOff" { print $1; exit }' || true
+}
+
+# The error in a pod's log, else its last line.
+last_words() {
+    local log
+    log=$(k logs "$1" --tail 30 2>&1 || true)
+    grep -i -m 1 'error' <<<"$log" || tail -n 1 <<<"$log"
 }
 
 # What the cluster complained about last.

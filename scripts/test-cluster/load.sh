@@ -47,6 +47,8 @@ read_report() {
     p99=$(report "$1" latency_ms p99)
     slowest=$(report "$1" latency_ms max)
     failures_by_kind=$(report_failures "$1")
+    valid=$(report "$1" valid)
+    lag=$(report "$1" lag_ms p99)
 }
 
 # What failed, by kind: "timeout 2, http_502 1".

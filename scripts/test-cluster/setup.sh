@@ -139,12 +139,13 @@ choose_size() {
     fi
     ((cpu_m >= 1000)) ||
         give_up "the nodes have ${cpu_m}m CPU to give, and everything together asks for 1000m; use a larger cluster"
-    if ((cpu_m < 2000)); then MAX=4; else MAX=6; fi
-    # Half a replica short of the whole fleet but two, so that it grows and does not run into the most.
+    if ((cpu_m < 2000)); then MAX=5; else MAX=6; fi
+    # Two and a half replicas short of the whole fleet: it must grow, and not into the most.
     RATE_HIGH=$((CAPACITY * (MAX - 3) + CAPACITY / 2))
     # What one replica carries alone while the other is away.
     RATE_LOW=$((CAPACITY * 7 / 10))
-    readonly MAX RATE_HIGH RATE_LOW
+    CPU_M=$cpu_m
+    readonly MAX RATE_HIGH RATE_LOW CPU_M
     say "${cpu_m}m CPU to give: $MIN to $MAX replicas of $PACE_MS ms an image, up to $RATE_HIGH requests a second"
 }
 
