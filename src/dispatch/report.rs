@@ -154,9 +154,9 @@ mod tests {
         let mut reporter = Reporter::new(&config, metrics).unwrap();
         let outcome = Ended {
             outcome: Outcome::Timeout,
-            latency_ms: 12345.678_901,
-            waited_ms: Some(12345.678_901),
-            service_ms: Some(12345.678_901),
+            latency_ms: 12_345.678_901,
+            waited_ms: Some(12_345.678_901),
+            service_ms: Some(12_345.678_901),
         };
         let all = REPORT_ENDED_MAX * 2 + 3;
         let reporter_mut = Arc::get_mut(&mut reporter).unwrap();

@@ -169,7 +169,7 @@ async fn two_holders_of_a_lease_are_noticed() {
     let folder = tempfile::tempdir().unwrap();
     let judged = async |lines: &str| {
         std::fs::write(folder.path().join("leases"), lines).unwrap();
-        functions(folder.path(), r#"leases=$folder/leases; lease_s=10; one_at_a_time"#).await
+        functions(folder.path(), r"leases=$folder/leases; lease_s=10; one_at_a_time").await
     };
     // Renewed, given back, taken at once; then taken after it had run out.
     let good = "0|a|0\n2000|a|0\n4000||0\n4100|b|1\n16000|c|2\n";
