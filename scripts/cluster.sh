@@ -304,7 +304,7 @@ deploy() {
 }
 
 up() {
-    local tools
+    local tools same=
     tools=$(tools)
     # shellcheck disable=SC2086 # a list of words
     check_tools $tools
@@ -323,6 +323,7 @@ up() {
         build_image
     fi
     deploy
+    [[ $kind_of_cluster == minikube ]] || same=" CLUSTER=$kind_of_cluster"
     cat <<END
 
 elastic runs. Its front door and the live page, from here:
@@ -330,7 +331,8 @@ elastic runs. Its front door and the live page, from here:
   kubectl --context $context --namespace elastic port-forward service/monitor 8090
 then, in another terminal:
   curl --data-binary @tests/photos/goldfish.jpg http://127.0.0.1:8080/predict
-and http://127.0.0.1:8090/ in a browser. 'make minikube-load' replays the workload, 'make minikube-down' removes it all.
+and http://127.0.0.1:8090/ in a browser. 'make minikube-load$same' replays the workload, 'make minikube-down$same'
+removes it all.
 END
 }
 

@@ -316,6 +316,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn every_address_takes_in_both_families() {
+        let listener = bind("::", 0).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // IPv6 alone would leave clusters with IPv4 addresses out.
+        TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let taken = bind("::", port).await.unwrap_err();
+        assert!(format!("{taken:#}").contains("is another process using the port?"), "{taken:#}");
+    }
+
+    #[tokio::test]
     async fn bodies_are_bounded_in_size_and_time() {
         let whole = read_body(Body::from("four"), 4, Duration::from_secs(1)).await.unwrap();
         assert_eq!(whole, "four");

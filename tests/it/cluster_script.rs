@@ -99,6 +99,7 @@ fn another_cluster_pulls_the_image_that_it_is_told() {
     assert!(applied.contains("imagePullPolicy: IfNotPresent"), "{applied}");
     assert!(!applied.contains("ServiceMonitor") && applied.contains("kind: Service\n"), "{applied}");
     assert!(ran.says.contains("context mine") && ran.says.contains("no Prometheus operator"), "{}", ran.says);
+    assert!(ran.out.contains("'make minikube-load CLUSTER=current'"), "{}", ran.out);
     ran.only("mine");
     let machine = machine.with("crd", "");
     machine.run("up", &settings);
