@@ -195,6 +195,7 @@ impl<'a> Control<'a> {
             );
             return Ok(false);
         }
+        self.adoption.took_effect();
         tracing::info!(before, replicas, reason, "scaled");
         self.scaler.tell_scaled(seen, replicas, reason).await;
         Ok(true)

@@ -30,9 +30,16 @@ impl Adoption {
         Self { keep, known: None, asked: None, until: None }
     }
 
-    /// We ask for `replicas`.
+    /// We ask for `replicas`; whether it took effect is not known yet.
     pub fn ask(&mut self, replicas: u32) {
         self.asked = Some(replicas);
+    }
+
+    /// What we asked for took effect: any other number from now on is somebody else's, the one of before too.
+    pub fn took_effect(&mut self) {
+        if let Some(replicas) = self.asked.take() {
+            self.known = Some(replicas);
+        }
     }
 
     /// So many are wanted now. What somebody else set since the last look, where we are the one who decides
@@ -86,6 +93,16 @@ mod tests {
         assert_eq!(adoption.observe(s(2), 8, true), None, "it is said once");
         assert_eq!(adoption.observe(s(30), 3, true), Some(Foreign { from: 8, to: 3 }), "ours was long gone");
         assert_eq!(adoption.kept_for(s(70)), None);
+    }
+
+    #[test]
+    fn a_number_that_is_set_back_at_once_is_foreign_too() {
+        let mut adoption = Adoption::new(KEEP);
+        adoption.observe(s(0), 3, true);
+        adoption.ask(2);
+        adoption.took_effect();
+        assert_eq!(adoption.observe(s(1), 3, true), Some(Foreign { from: 2, to: 3 }));
+        assert_eq!(adoption.kept_for(s(1)), Some(KEEP));
     }
 
     #[test]
