@@ -211,7 +211,7 @@ http() {
 forward() {
     local out=$folder/forward.$RANDOM
     start_background "$out" port-forward "$1" ":$2" --address 127.0.0.1
-    within 20 grep -q 'Forwarding from 127.0.0.1:' "$out" || return 1
+    within 20 grep -qs 'Forwarding from 127.0.0.1:' "$out" || return 1
     opened=$(sed -n 's/^Forwarding from 127\.0\.0\.1:\([0-9]*\).*/\1/p' "$out" | head -n 1)
 }
 
@@ -224,7 +224,7 @@ api_port() {
     else
         start_background "$out" proxy --port 0
     fi
-    within 20 grep -q 'Starting to serve on' "$out" || return 1
+    within 20 grep -qs 'Starting to serve on' "$out" || return 1
     opened=$(sed -n 's/^Starting to serve on .*:\([0-9]*\).*/\1/p' "$out" | head -n 1)
 }
 

@@ -106,14 +106,16 @@ look_at_cluster() {
     server=$(kubectl config view --minify --context "$context" --output 'jsonpath={.clusters[0].cluster.server}' \
         2>/dev/null || true)
     say "context $context, server ${server:-unknown}"
-    version=$(kubectl ${CONTEXT:+--context "$CONTEXT"} version --request-timeout 20s 2>"$folder/version.log" || true)
-    server_version=$(awk -F ': ' '/^Server Version/ { print $2 }' <<<"$version")
+    # As JSON, since the text is another one before kubectl 1.28.
+    version=$(kubectl ${CONTEXT:+--context "$CONTEXT"} version --output json --request-timeout 20s \
+        2>"$folder/version.log" || true)
+    server_version=$(version_of server <<<"$version")
     [[ -n $server_version ]] ||
         give_up "the cluster does not answer: $(tail -n 1 "$folder/version.log")"
     # 1.36 of v1.36.2+k3s1; the judge asks for features by it.
     server_minor=$(sed -n 's/^v\{0,1\}1\.\([0-9]*\).*/\1/p' <<<"$server_version")
     server_minor=${server_minor:-99}
-    say "Kubernetes $server_version, $(awk -F ': ' '/^Client Version/ { print "kubectl " $2 }' <<<"$version")"
+    say "Kubernetes $server_version, kubectl $(version_of client <<<"$version")"
     for verb in "create namespaces" "delete namespaces" "create deployments" "create roles" \
         "create pods --subresource portforward"; do
         # shellcheck disable=SC2086 # several words
@@ -123,6 +125,12 @@ look_at_cluster() {
     ! kubectl ${CONTEXT:+--context "$CONTEXT"} get namespace "$NAMESPACE" >/dev/null 2>&1 ||
         give_up "namespace $NAMESPACE exists; it would be removed at the end, so name another one with NAMESPACE"
     choose_size
+}
+
+# One of the versions that `kubectl version` tells.
+version_of() {
+    awk -F '"' -v part="$1Version" '$2 ~ /Version$/ && /\{/ { inside = $2 == part }
+        inside && $2 == "gitVersion" { print $4; exit }'
 }
 
 # How much fleet the nodes can carry.

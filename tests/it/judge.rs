@@ -66,7 +66,7 @@ echo "$*" >>"$CALLS"
 case "$*" in
 *"config current-context"*) echo test ;;
 *"config view"*) echo https://cluster.test:6443 ;;
-*version*) printf 'Client Version: v1.32.4\nServer Version: v1.36.2\n' ;;
+*version*) printf '{\n  "clientVersion": {\n    "gitVersion": "v1.27.1"\n  },\n  "serverVersion": {\n    "gitVersion": "v1.36.2"\n  }\n}\n' ;;
 *can-i*) echo yes ;;
 *"get namespace "*) exit 1 ;;
 *"get nodes"*) printf 'true\t64\n\t1500m\n\t2\n' ;;
@@ -94,6 +94,7 @@ async fn an_image_that_the_nodes_lack_is_told_and_everything_is_removed() {
     let ran = ran(command).await;
     assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
     assert!(ran.out.contains("context test, server https://cluster.test:6443"), "{}", ran.out);
+    assert!(ran.out.contains("Kubernetes v1.36.2, kubectl v1.27.1"), "{}", ran.out);
     // One node takes nothing, the others have 3.5 CPUs together.
     assert!(ran.out.contains("3500m CPU to give"), "{}", ran.out);
     let said =
