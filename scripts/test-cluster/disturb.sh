@@ -3,7 +3,7 @@
 
 delete_one() {
     local pod
-    pod=$(pods model | head -n 1)
+    pod=$(pods model | sed -n 1p)
     k delete pod "$pod" --wait=false >/dev/null
     replaced
 }
@@ -11,7 +11,7 @@ delete_one() {
 # Kubernetes forgets the pod at once; the node ends it without its grace period.
 delete_one_by_force() {
     local pod
-    pod=$(pods model | head -n 1)
+    pod=$(pods model | sed -n 1p)
     k delete pod "$pod" --grace-period 0 --force >/dev/null 2>&1
     replaced
 }
@@ -65,7 +65,7 @@ scenario_drain() {
 # Deletes a pod of a mode. A finalizer keeps it in the cluster's memory until it was read how it ended.
 begin_to_drain() {
     local mode=$1 pod deadline grace
-    pod=$(pods "$mode" | head -n 1)
+    pod=$(pods "$mode" | sed -n 1p)
     k patch pod "$pod" --patch '{"metadata":{"finalizers":["elastic.test/drain"]}}' >/dev/null
     k delete pod "$pod" --wait=false >/dev/null
     gone[$mode]=$pod

@@ -11,7 +11,7 @@ holder() {
 has_other_holder() {
     local now
     now=$(holder)
-    [[ -n $now && $now != "$1" ]] && pods autoscale | grep -qx "$now"
+    [[ -n $now && $now != "$1" ]] && pods autoscale | grep -x "$now" >/dev/null
 }
 
 # Waits for another holder than $1; how long it took since $2, milliseconds, is in $took.

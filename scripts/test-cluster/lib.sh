@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # these files share their variables
 # What every scenario uses: kubectl within bounds, waiting, notes for the table, plain HTTP.
+# No pipe is read in part (`grep -q`, `head`): under pipefail, whoever writes into it would fail by chance.
 
 # A scenario that the cluster cannot play ends with this code.
 readonly SKIPPED=77

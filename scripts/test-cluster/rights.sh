@@ -85,7 +85,7 @@ try_for_real() {
     try 403 PATCH "$base/dispatch/scale?dryRun=All" "$folder/one.json"
     try 403 PATCH "$base/model?dryRun=All" "$folder/nothing.json"
     try 403 GET "/api/v1/namespaces/$NAMESPACE/secrets"
-    try 403 DELETE "/api/v1/namespaces/$NAMESPACE/pods/$(pods model | head -n 1)?dryRun=All"
+    try 403 DELETE "/api/v1/namespaces/$NAMESPACE/pods/$(pods model | sed -n 1p)?dryRun=All"
     try 403 GET "/apis/apps/v1/namespaces/kube-system/deployments"
     rm -f "$folder/account.kubeconfig"
     figure "the same with the account's token: scale of model 200; scale of dispatch, secrets, deletion of a pod 403"

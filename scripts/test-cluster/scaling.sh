@@ -36,7 +36,7 @@ scenario_scale() {
     events Scaled >"$folder/events.scale"
     (($(wc -l <"$folder/events.scale") > before)) || fail "no Event 'Scaled' tells of it"
     check_event_texts "$folder/events.scale"
-    figure "$(wc -l <"$folder/events.scale") Events, as: $(tail -n 1 "$folder/events.scale" | head -c 100)"
+    figure "$(wc -l <"$folder/events.scale") Events, as: $(tail -n 1 "$folder/events.scale" | cut -c 1-100)"
 }
 
 # Every note says from, to and a reason.
@@ -63,7 +63,7 @@ scenario_found() {
     within 10 uses "$address" || fail "the dispatcher does not use $pod ($address), which is ready since $ready_at"
     late=$(($(unix_ms "$used") - $(unix_ms "$ready_at")))
     ((late <= 3000)) || fail "the new replica was used $(seconds "$late") s after it was ready"
-    itself=$(k logs "$pod" --timestamps | grep -m 1 'replica ready' | cut -d ' ' -f 1)
+    itself=$(k logs "$pod" --timestamps | awk '/replica ready/ && !found { print $1; found = 1 }')
     itself=$(($(unix_ms "$used") - $(unix_ms "$itself")))
     # The dispatcher looks at it itself, so that it may be before Kubernetes.
     ((late > 0)) || late=0
@@ -85,7 +85,7 @@ has_ready() {
 scenario_adopt() {
     local wanted=$((MIN + 2)) file=$folder/replicas.adopt set_at left_at
     settled
-    ! events Adopted | grep -q "\b$wanted\b" || fail "there is an Event 'Adopted' about $wanted replicas already"
+    ! events Adopted | grep "\b$wanted\b" >/dev/null || fail "there is an Event 'Adopted' about $wanted replicas already"
     follow "$file" deployments "$COUNTS" --field-selector metadata.name=model
     set_at=$(now_ms)
     k scale deployment/model --replicas "$wanted" >/dev/null
@@ -100,11 +100,11 @@ scenario_adopt() {
     ((left_at - set_at >= (HOLD_S - 1) * 1000)) ||
         fail "someone's $wanted replicas were changed after $(seconds $((left_at - set_at))) s; the hold is $HOLD_S s"
     figure "$wanted replicas kept for $(seconds $((left_at - set_at))) s (--hold ${HOLD_S}s)," \
-        "Event: $(events Adopted | grep -m 1 "\b$wanted\b" | head -c 100)"
+        "Event: $(events Adopted | grep "\b$wanted\b" | sed -n 1p | cut -c 1-100)"
 }
 
 has_adopted() {
-    events Adopted | grep -q "\b$1\b"
+    events Adopted | grep "\b$1\b" >/dev/null
 }
 
 scenario_hpa() {
@@ -134,5 +134,5 @@ END
     k delete pod beside-hpa --wait=false >/dev/null
     [[ $code == 1 ]] || fail "exit code $code, not 1: $(tail -n 1 "$log")"
     grep -qi 'horizontalpodautoscaler' "$log" || fail "it does not say why: $(tail -n 1 "$log")"
-    figure "exit code 1: $(grep -i -m 1 'horizontalpodautoscaler' "$log" | head -c 160)"
+    figure "exit code 1: $(grep -i 'horizontalpodautoscaler' "$log" | sed -n 1p | cut -c 1-160)"
 }
