@@ -100,8 +100,8 @@ impl<'a> Control<'a> {
             return Ok(());
         }
         let decision = self.overruled(decision, now, desired).await;
-        let in_flight = stats.map(|stats| in_flight(&stats.replicas)).unwrap_or_default();
-        let applied = self.carry_out(&seen, &decision, &in_flight).await;
+        let replicas = stats.map(|stats| stats.replicas).unwrap_or_default();
+        let applied = self.carry_out(&seen, &decision, &replicas).await;
         self.journal.write(Record {
             at_unix_s: clock::unix_time().as_secs_f64(),
             age_s: 0.0,
@@ -172,7 +172,7 @@ impl<'a> Control<'a> {
         &mut self,
         seen: &Observed,
         decision: &Decision,
-        in_flight: &HashMap<String, u32>,
+        told: &[ReplicaStatus],
     ) -> anyhow::Result<bool> {
         let Decision { replicas, reason } = decision;
         let (before, replicas) = (seen.counts.desired, *replicas);
@@ -185,8 +185,10 @@ impl<'a> Control<'a> {
         }
         // What one does must end while one is still the one who does it.
         let Some(within) = self.scaler.acts_for() else { return Ok(false) };
+        // Who has the least to do matters where some have to go.
+        let in_flight = if replicas < before { in_flight(told) } else { HashMap::new() };
         self.adoption.ask(replicas);
-        if !self.scaler.scale_to(seen, replicas, within, in_flight).await? {
+        if !self.scaler.scale_to(seen, replicas, within, &in_flight).await? {
             tracing::info!(
                 before,
                 replicas,

@@ -251,9 +251,8 @@ async fn of_a_deployment(args: &Args, name: &str, port: u16) -> anyhow::Result<S
         ),
         // It is looked for again, once the API server answers.
         Err(error) => {
-            let error = format!("{:#}", anyhow::Error::from(error));
             tracing::warn!(
-                error,
+                error = error.whole(),
                 "cannot tell yet whether a HorizontalPodAutoscaler scales the same Deployment"
             );
         }

@@ -97,6 +97,10 @@ fn asked_for(server: &ApiServer) -> Vec<u64> {
     calls.filter_map(|call| call.body["spec"]["replicas"].as_u64()).collect()
 }
 
+async fn metrics(running: &Running) -> String {
+    client().get(format!("{}/metrics", running.url)).send().await.unwrap().text().await.unwrap()
+}
+
 fn set(said: &Said, stats: Stats) {
     said.lock().unwrap().0 = stats;
 }
@@ -174,8 +178,7 @@ async fn an_api_server_that_dies_and_comes_back_is_asked_ever_more_seldom_meanwh
     set(&said, slow());
     // What it counts are rounds in vain, of which 20 ms apart there would be dozens in a second.
     let failures = async || {
-        let metrics =
-            client().get(format!("{}/metrics", running.url)).send().await.unwrap().text().await.unwrap();
+        let metrics = metrics(&running).await;
         let line =
             metrics.lines().find(|line| line.starts_with("elastic_autoscale_api_errors_total ")).unwrap();
         line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()
@@ -271,10 +274,14 @@ fn candidate(name: &str) -> Leader {
     Leader { identity: name.to_owned(), url: None }
 }
 
-/// Who has sent patches of the scale, by the answers that the journals give.
+/// One of several autoscalers.
+async fn competing(server: &ApiServer, monitor: &str, name: &str) -> Running {
+    autoscaler_of(server, monitor, "autoscale", Some(candidate(name)), &["--replicas-min", "2"]).await
+}
+
+/// Whether it says that it is the one who decides.
 async fn leads(running: &Running) -> bool {
-    let metrics =
-        client().get(format!("{}/metrics", running.url)).send().await.unwrap().text().await.unwrap();
+    let metrics = metrics(running).await;
     metrics.lines().any(|line| line == "elastic_autoscale_leader 1")
 }
 
@@ -296,13 +303,9 @@ fn holder(server: &ApiServer) -> String {
 async fn one_leads_and_when_it_dies_another_does_before_long() {
     let server = cluster(2);
     let (monitor, said) = monitor(Stats { p99_ms: Some(100.0), ..slow() }).await;
-    let one =
-        autoscaler_of(&server, &monitor.url, "autoscale", Some(candidate("one")), &["--replicas-min", "2"])
-            .await;
+    let one = competing(&server, &monitor.url, "one").await;
     until_leads(&one).await;
-    let two =
-        autoscaler_of(&server, &monitor.url, "autoscale", Some(candidate("two")), &["--replicas-min", "2"])
-            .await;
+    let two = competing(&server, &monitor.url, "two").await;
     let looked = |state: &State| {
         let looks = state.calls.iter().filter(|call| call.verb == "get" && call.resource == "leases");
         (looks.count() >= 4).then_some(())
@@ -326,9 +329,7 @@ async fn one_leads_and_when_it_dies_another_does_before_long() {
 async fn a_leader_that_is_cut_off_stops_before_another_begins() {
     let server = cluster(2);
     let (monitor, _said) = monitor(Stats { p99_ms: Some(100.0), ..slow() }).await;
-    let one =
-        autoscaler_of(&server, &monitor.url, "autoscale", Some(candidate("one")), &["--replicas-min", "2"])
-            .await;
+    let one = competing(&server, &monitor.url, "one").await;
     until_leads(&one).await;
     // It sees the Deployment and not the Lease, so that it could go on scaling.
     server.fault(Fault::answer(503).resource("leases"));

@@ -92,7 +92,7 @@ impl Leadership {
                     let pause = backoff.failed();
                     tracing::warn!(
                         lease = self.name,
-                        error = text(error),
+                        error = error.whole(),
                         ?pause,
                         "cannot look after the lease"
                     );
@@ -195,7 +195,7 @@ impl Leadership {
         match tokio::time::timeout(RELEASE_TIMEOUT, released).await {
             Ok(Ok(())) => tracing::info!(lease = self.name, "gave the lease back"),
             Ok(Err(error)) => {
-                tracing::warn!(lease = self.name, error = text(error), "cannot give the lease back");
+                tracing::warn!(lease = self.name, error = error.whole(), "cannot give the lease back");
             }
             Err(_) => tracing::warn!(lease = self.name, "cannot give the lease back in time"),
         }
@@ -239,9 +239,4 @@ fn held(lease: &Lease) -> Held {
         duration: Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
         version: lease.metadata.resource_version.clone().unwrap_or_default(),
     }
-}
-
-/// An error with what caused it, on one line.
-fn text(error: ClusterError) -> String {
-    format!("{:#}", anyhow::Error::from(error))
 }

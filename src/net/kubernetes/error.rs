@@ -108,6 +108,12 @@ impl ClusterError {
         }
     }
 
+    /// The error with what caused it, on one line of the log.
+    #[must_use]
+    pub fn whole(self) -> String {
+        format!("{:#}", anyhow::Error::from(self))
+    }
+
     /// Whether the same call may succeed later without anybody changing the set-up.
     #[must_use]
     pub fn is_transient(&self) -> bool {
